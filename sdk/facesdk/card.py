@@ -1,0 +1,77 @@
+"""The card of an engine: what the graph is, kept inside the ONNX file as metadata properties."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+
+from . import protobuf
+from .errors import EngineUnreadable, ModelNotFound
+
+PREFIX = "facesdk."
+_METADATA_PROPS = 14  # field of onnx.ModelProto
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What a graph is and where it comes from; every field has a stated "unknown".
+
+    inputs, outputs  tensor name -> meaning, unit and range in one line.
+    example_shapes   input name -> a typical shape, for benchmarks and for choosing a backend.
+    """
+
+    system: str = ""
+    engine: str = ""
+    about: str = ""
+    source: str = ""
+    source_sha256: str = ""
+    licence: str = ""
+    precision: str = "fp32"
+    recipe: str = ""
+    inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    example_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+    def to_properties(self) -> dict[str, str]:
+        """The card as ONNX `metadata_props`: one property a field, tables as JSON."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {PREFIX + name: v if isinstance(v, str) else json.dumps(v) for name, v in values.items() if v}
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, str]) -> Card:
+        """The card in a graph's metadata; fields that are absent keep their defaults, foreign properties are ignored."""
+        values: dict[str, object] = {}
+        for field in dataclasses.fields(cls):
+            text = properties.get(PREFIX + field.name)
+            if text is not None:
+                values[field.name] = text if field.type == "str" else json.loads(text)
+        shapes = values.get("example_shapes")
+        if isinstance(shapes, dict):
+            values["example_shapes"] = {name: tuple(shape) for name, shape in shapes.items()}
+        return cls(**values)  # type: ignore[arg-type]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Card:
+        """The card of an ONNX file of any size: the graph itself is skipped, not parsed.
+
+        Raises ModelNotFound, or EngineUnreadable where the file is not ONNX.
+        """
+        try:
+            with Path(path).open("rb") as file:
+                return cls.from_properties(_metadata(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        except FileNotFoundError as error:
+            raise ModelNotFound(f"{path} does not exist", remedy="check the path") from error
+        except (ValueError, UnicodeDecodeError) as error:
+            raise EngineUnreadable(f"{path} is not an ONNX file", cause=str(error)) from error
+
+
+def _metadata(model: mmap.mmap) -> dict[str, str]:
+    properties = {}
+    for number, value in protobuf.fields(memoryview(model)):
+        if number == _METADATA_PROPS and isinstance(value, memoryview):
+            entry = {key: bytes(text).decode() for key, text in protobuf.fields(value) if isinstance(text, memoryview)}
+            properties[entry.get(1, "")] = entry.get(2, "")
+    return properties

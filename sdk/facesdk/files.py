@@ -1,0 +1,57 @@
+"""Files that are either whole or not there: atomic writing, hashing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import FaceSDKError, OutputError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes `path` when the block ends well, and vanishes otherwise.
+
+    Raises OutputError where the folder cannot be made or written; what was at `path` stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+        yield temporary
+        temporary.replace(path)
+    except FaceSDKError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written",
+            cause=error.strerror or str(error),
+            remedy="choose a folder that you may write to, with room for the file",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write all of `data` or nothing."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write all of `text` (UTF-8, line feeds as they are) or nothing."""
+    write_bytes(path, text.encode())
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
