@@ -1,1 +1,1 @@
-"""Making engines: conversion to ONNX, cards, bundle recipes.  Needs onnx (`pip install "facesdk[build]"`), never torch."""
+"""Making engines: conversion to ONNX, cards, bundle recipes.  Needs onnx (extra `build`), never torch."""

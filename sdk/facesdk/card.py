@@ -42,7 +42,7 @@ class Card:
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, str]) -> Card:
-        """The card in a graph's metadata; fields that are absent keep their defaults, foreign properties are ignored."""
+        """The card in a graph's metadata; absent fields keep their defaults."""
         values: dict[str, object] = {}
         for field in dataclasses.fields(cls):
             text = properties.get(PREFIX + field.name)

@@ -1,0 +1,107 @@
+"""ONNX Runtime: the CPU reference of every engine, and CUDA where its wheel and driver are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from ..engine import NEXT, Array, Arrays, StepCallback, Tensor
+from ..errors import EngineUnreadable, ProviderUnavailable
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# EXHAUSTIVE, the default, searches for 0.3-1.3 s at every new shape (runtime documentation of the CUDA provider)
+_PROVIDER_OPTIONS = {"cuda": {"cudnn_conv_algo_search": "HEURISTIC"}, "cpu": {}}
+_DTYPES = {
+    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8, "tensor(int16)": np.int16, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}  # fmt: skip
+
+
+class OnnxRuntime:
+    """One InferenceSession.  Sessions are safe to run from several threads."""
+
+    def __init__(self, path: Path, device: str, threads: int | None) -> None:
+        self.device, self._provider = device, PROVIDERS[device]
+        self._session: ort.InferenceSession = _open_session(path, device, threads)
+        self.description = f"ONNX Runtime {ort.__version__} {self._provider}"
+        self.inputs = tuple(_tensor(value) for value in self._session.get_inputs())
+        self.outputs = tuple(_tensor(value) for value in self._session.get_outputs())
+        self._output_names = [tensor.name for tensor in self.outputs]
+
+    def run(self, arrays: Arrays) -> dict[str, Array]:
+        return dict(zip(self._output_names, self._session.run(self._output_names, arrays), strict=True))
+
+    def scan(self, carry: Arrays, xs: Arrays, constants: Arrays, on_step: StepCallback) -> dict[str, Array]:
+        binding = self._session.io_binding()
+        held = {name: self._to_device(array) for name, array in constants.items()}
+        for name, value in held.items():
+            binding.bind_ortvalue_input(name, value)
+        front = {name: self._to_device(array.copy()) for name, array in carry.items()}  # a copy: it is written to below
+        back = {name: self._empty(array) for name, array in carry.items()}
+        steps = len(next(iter(xs.values())))
+        for step in range(steps):
+            rows = {name: self._to_device(series[step]) for name, series in xs.items()}
+            for name, value in {**rows, **front}.items():
+                binding.bind_ortvalue_input(name, value)
+            for name, value in back.items():
+                binding.bind_ortvalue_output(NEXT + name, value)
+            self._session.run_with_iobinding(binding)
+            front, back = back, front
+            on_step(step + 1, steps)
+        return {name: value.numpy() for name, value in front.items()}
+
+    def close(self) -> None:
+        del self._session
+
+    def _to_device(self, array: Array) -> Any:
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device, 0)
+
+    def _empty(self, like: Array) -> Any:
+        return ort.OrtValue.ortvalue_from_shape_and_type(like.shape, like.dtype, self.device, 0)
+
+
+def _open_session(path: Path, device: str, threads: int | None) -> ort.InferenceSession:
+    provider = PROVIDERS[device]
+    if provider not in ort.get_available_providers():
+        raise _unavailable(device, f"this onnxruntime {ort.__version__} was built without it")
+    if device == "cuda":
+        ort.preload_dlls()
+    options = ort.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = ort.InferenceSession(
+            str(path), options, providers=[provider], provider_options=[_PROVIDER_OPTIONS[device]]
+        )
+    except Exception as error:  # the binding raises half a dozen unrelated classes, RuntimeError among them
+        raise EngineUnreadable(
+            f"{path.name} cannot be loaded by ONNX Runtime {ort.__version__}",
+            cause=str(error).splitlines()[0],
+            remedy="verify the file (facesdk models verify), or export it again",
+        ) from error
+    # ONNX Runtime only warns, and runs on the CPU, when CUDA's libraries are missing
+    if session.get_providers()[0] != provider:
+        raise _unavailable(device, f"ONNX Runtime fell back to {session.get_providers()[0]}")
+    session.disable_fallback()
+    return session
+
+
+def _unavailable(device: str, cause: str) -> ProviderUnavailable:
+    return ProviderUnavailable(
+        f"device {device!r} cannot be used here",
+        cause=cause,
+        remedy="install one ONNX Runtime wheel with CUDA and its libraries "
+        "(pip uninstall onnxruntime; pip install 'onnxruntime-gpu[cuda,cudnn]'), then check with: facesdk doctor",
+    )
+
+
+def _tensor(value: Any) -> Tensor:
+    if value.type not in _DTYPES:
+        raise EngineUnreadable(
+            f"tensor {value.name} has type {value.type}", remedy="export it with tensors of plain types"
+        )
+    return Tensor(value.name, tuple(value.shape), np.dtype(_DTYPES[value.type]))

@@ -1,0 +1,103 @@
+"""`Bundle`: a folder with `bundle.toml` and the engines and constants of one system."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .engine import Device, Engine, Precision
+from .errors import BundleError, IntegrityError, ModelNotFound
+from .files import sha256
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MANIFEST = "bundle.toml"
+
+
+class Bundle:
+    """The engines and constants of one system.
+
+    about      table `[bundle]`: name, system, licence, source, source_sha256, ...
+    constants  table `[constants]`: thresholds, templates, sizes.
+    Raises ModelNotFound or BundleError on opening.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        manifest = _read_manifest(self.folder)
+        self.about: Mapping[str, Any] = manifest["bundle"]
+        self.constants: Mapping[str, Any] = manifest.get("constants", {})
+        self._engines: Mapping[str, Any] = manifest.get("engines", {})
+        self._files: Mapping[str, str] = manifest.get("files", {})
+
+    @property
+    def name(self) -> str:
+        return str(self.about["name"])
+
+    @property
+    def engine_names(self) -> tuple[str, ...]:
+        return tuple(self._engines)
+
+    def open(
+        self, engine: str, device: Device = "auto", *, precision: Precision = "fp32", threads: int | None = None
+    ) -> Engine:
+        """One of the bundle's engines, in the form that suits the device; see Engine.open."""
+        if engine not in self._engines:
+            raise BundleError(f"{self.name} has no engine {engine!r}", remedy=f"it has: {', '.join(self._engines)}")
+        forms = {device: self.folder / file for device, file in self._engines[engine].items()}
+        path = forms.pop("default")
+        return Engine.open(path, device, precision=precision, threads=threads, forms=forms)
+
+    def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of `<name>.npz` in the folder."""
+        path = self.folder / f"{name}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return dict(archive)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path} cannot be read", cause=str(error), remedy=_again(self.name)) from error
+
+    def verify(self) -> None:
+        """Compare every file with its pinned sha256; raises IntegrityError naming those that differ."""
+        wrong = [name for name, digest in self._files.items() if not self._matches(name, digest)]
+        if wrong:
+            raise IntegrityError(
+                f"{self.folder}: {', '.join(wrong)} differ from the pinned sha256",
+                cause="the files were changed or damaged after the bundle was made",
+                remedy=_again(self.name),
+            )
+
+    def _matches(self, name: str, digest: str) -> bool:
+        path = self.folder / name
+        return path.is_file() and sha256(path) == digest
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelNotFound(
+            f"{folder} is not a bundle", cause=f"{MANIFEST} is missing", remedy="facesdk models list"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BundleError(
+            f"{path} is not valid TOML", cause=str(error), remedy="pull or export the bundle again"
+        ) from error
+    missing = [f"bundle.{key}" for key in ("name", "system", "licence") if key not in manifest.get("bundle", {})]
+    missing += [f"engines.{n}.default" for n, forms in manifest.get("engines", {}).items() if "default" not in forms]
+    if missing:
+        raise BundleError(f"{path} lacks {', '.join(missing)}", remedy="pull or export the bundle again")
+    return manifest
+
+
+def _again(name: str) -> str:
+    return f"facesdk models pull {name} --force"
