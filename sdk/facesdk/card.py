@@ -42,15 +42,12 @@ class Card:
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, str]) -> Card:
-        """The card in a graph's metadata; absent fields keep their defaults."""
+        """The card in a graph's metadata; absent fields keep their defaults.  Raises ValueError if damaged."""
         values: dict[str, object] = {}
         for field in dataclasses.fields(cls):
             text = properties.get(PREFIX + field.name)
             if text is not None:
-                values[field.name] = text if field.type == "str" else json.loads(text)
-        shapes = values.get("example_shapes")
-        if isinstance(shapes, dict):
-            values["example_shapes"] = {name: tuple(shape) for name, shape in shapes.items()}
+                values[field.name] = text if field.type == "str" else _table(field.name, text)
         return cls(**values)  # type: ignore[arg-type]
 
     @classmethod
@@ -64,8 +61,28 @@ class Card:
                 return cls.from_properties(_metadata(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
         except FileNotFoundError as error:
             raise ModelNotFound(f"{path} does not exist", remedy="check the path") from error
-        except (ValueError, UnicodeDecodeError) as error:
-            raise EngineUnreadable(f"{path} is not an ONNX file", cause=str(error)) from error
+        except (ValueError, OSError) as error:
+            raise EngineUnreadable(
+                f"{path} is not an ONNX file that can be read",
+                cause=str(error),
+                remedy="check the path, or pull or export the engine again",
+            ) from error
+
+
+def _table(name: str, text: str) -> dict[str, object]:
+    try:
+        table = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"property {PREFIX}{name} is nested too deeply") from error
+    if not isinstance(table, dict):
+        raise ValueError(f"property {PREFIX}{name} is not a table")
+    return {key: _shape(name, value) for key, value in table.items()} if name == "example_shapes" else table
+
+
+def _shape(name: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(size) is int and size >= 0 for size in value):
+        raise ValueError(f"property {PREFIX}{name} holds {value!r}, which is no shape")
+    return tuple(value)
 
 
 def _metadata(model: mmap.mmap) -> dict[str, str]:

@@ -6,13 +6,13 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .card import Card
-from .errors import EngineClosed, EngineInputError, UsageError
+from .errors import EngineClosed, EngineError, EngineInputError, UsageError
 
 Array = npt.NDArray[np.generic]
 Arrays = Mapping[str, Array]
@@ -49,6 +49,15 @@ class Backend(Protocol):
     def run(self, arrays: Arrays) -> dict[str, Array]: ...
     def scan(self, carry: Arrays, xs: Arrays, constants: Arrays, on_step: StepCallback) -> dict[str, Array]: ...
     def close(self) -> None: ...
+
+
+def run_error(description: str, error: Exception) -> EngineError:
+    """The error for a graph that was opened, but cannot run on what it was given."""
+    return EngineError(
+        f"{description} failed to run the graph",
+        cause=str(error).strip().splitlines()[-1],
+        remedy="give other shapes on the free axes, or export the engine again",
+    )
 
 
 class Engine:
@@ -92,7 +101,8 @@ class Engine:
     def __call__(self, **arrays: Array) -> dict[str, Array]:
         """All outputs by name.
 
-        Arrays have the dtypes and shapes of `inputs`; float inputs are finite.  Raises EngineInputError, EngineClosed.
+        Arrays have the dtypes and shapes of `inputs`; float inputs are finite.
+        Raises EngineInputError, EngineClosed, or EngineError where the graph itself fails.
         """
         backend = self._open_backend()
         self._check(arrays)
@@ -110,17 +120,12 @@ class Engine:
         carry      input name -> first value; output `next_<name>` feeds it in the following step, same shape and dtype.
         xs         input name -> (steps, ...): row i goes into step i.   constants  input name -> value of every step.
         on_step    called as (steps done, steps); an exception raised there ends the scan.
-        Raises EngineInputError, EngineClosed.
+        Raises EngineInputError, EngineClosed, or EngineError where the graph itself fails.
         """
         backend, constants = self._open_backend(), constants or {}
-        steps = {len(series) for series in xs.values()}
-        if len(steps) != 1 or 0 in steps:
-            raise EngineInputError(
-                f"xs have {sorted(steps)} rows",
-                remedy="give at least one array in xs, all with the same number of rows",
-            )
-        self._check_feedback(carry)
-        self._check({**constants, **carry, **{name: series[0] for name, series in xs.items()}})
+        _check_series(xs)
+        self._check_roles(carry, xs, constants)
+        self._check({**constants, **carry, **{name: series[0, ...] for name, series in xs.items()}})
         for name, series in xs.items():
             _check_finite(name, series)
         return backend.scan(carry, xs, constants, on_step)
@@ -161,15 +166,28 @@ class Engine:
         remedy = f"inputs are: {', '.join(map(str, self.inputs))}"
         return EngineInputError(f"{self.path.name}: inputs {'; '.join(facts)}", remedy=remedy)
 
-    def _check_feedback(self, carry: Arrays) -> None:
-        outputs = {tensor.name for tensor in self.outputs}
+    def _check_roles(self, carry: Arrays, xs: Arrays, constants: Arrays) -> None:
+        twice = (carry.keys() & xs.keys()) | (constants.keys() & (carry.keys() | xs.keys()))
+        if twice:
+            raise EngineInputError(
+                f"inputs {', '.join(sorted(twice))} are given twice",
+                remedy="put each input into one of carry, xs and constants",
+            )
+        outputs = {tensor.name: tensor for tensor in self.outputs}
         absent = [NEXT + name for name in carry if NEXT + name not in outputs]
         if absent:
             raise EngineInputError(
                 f"{self.path.name} has no output {', '.join(absent)}",
                 cause="a scan feeds output next_<name> into input <name>",
-                remedy=f"carry only inputs that have one; outputs are: {', '.join(sorted(outputs))}",
+                remedy=f"carry only inputs that have one; outputs are: {', '.join(map(str, self.outputs))}",
             )
+        for name in carry.keys() & self._signature.keys():
+            fed, made = self._signature[name], outputs[NEXT + name]
+            if fed.dtype != made.dtype or len(fed.shape) != len(made.shape):
+                raise EngineInputError(
+                    f"{self.path.name}: output {made} cannot feed input {fed}",
+                    remedy="export the engine so that both have one dtype and shape",
+                )
 
 
 def _check_array(tensor: Tensor, array: Array, axes: dict[str, int]) -> None:
@@ -191,11 +209,25 @@ def _check_array(tensor: Tensor, array: Array, axes: dict[str, int]) -> None:
         )
 
 
+def _check_series(xs: Arrays) -> None:
+    steps = {len(series) if isinstance(series, np.ndarray) and series.ndim else 0 for series in xs.values()}
+    if len(steps) != 1 or 0 in steps:
+        raise EngineInputError(
+            f"xs have {sorted(steps)} rows",
+            remedy="give at least one array in xs, all with the same number of rows, one or more",
+        )
+
+
 def _check_finite(name: str, array: Array) -> None:
     # the sum is several times cheaper than isfinite().all() and is non-finite whenever an element is
-    if array.dtype.kind == "f" and not np.isfinite(array.sum()) and not np.isfinite(array).all():
+    if array.dtype.kind == "f" and not np.isfinite(_sum(array)) and not np.isfinite(array).all():
         bad = int(array.size - np.isfinite(array).sum())
         raise EngineInputError(
             f"input {name} holds {bad} NaN or infinite values of {array.size}",
             remedy="find where they come from upstream",
         )
+
+
+def _sum(array: Array) -> Any:
+    with np.errstate(over="ignore", invalid="ignore"):  # what would be warned of is what is looked for
+        return array.sum()

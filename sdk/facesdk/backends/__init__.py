@@ -9,7 +9,7 @@ from typing import get_args
 
 from ..card import Card
 from ..engine import Backend, Device, Precision
-from ..errors import UsageError, one_of
+from ..errors import ModelNotFound, ProviderUnavailable, UsageError, one_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,9 @@ def open_backend(source: Source, card: Card, device: Device) -> tuple[Backend, s
             cause="ONNX Runtime has no bf16 kernels for processors",
             remedy='ask for device="openvino"; install it with: pip install "facesdk[openvino]"',
         )
+    for path in (source.path, *source.forms.values()):
+        if not path.is_file():
+            raise ModelNotFound(f"{path} does not exist", remedy="check the path, or pull or export the bundle again")
     if device == "auto":
         from .choice import choose
 
@@ -50,6 +53,13 @@ def open_named(source: Source, device: str) -> Backend:
         from .openvino import OpenVino
 
         return OpenVino(path, source.precision, source.threads)
-    from .onnxruntime import OnnxRuntime
+    try:
+        from .onnxruntime import OnnxRuntime
+    except (ImportError, AttributeError) as error:
+        raise ProviderUnavailable(
+            f"device {device!r} cannot be used here",
+            cause=f"the onnxruntime package is damaged or missing: {error}",
+            remedy="pip install --force-reinstall onnxruntime, then check with: facesdk doctor",
+        ) from error
 
     return OnnxRuntime(path, device, source.threads)

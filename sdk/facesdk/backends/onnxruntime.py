@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from ..engine import NEXT, Array, Arrays, StepCallback, Tensor
+from ..engine import NEXT, Array, Arrays, StepCallback, Tensor, run_error
 from ..errors import EngineUnreadable, ProviderUnavailable
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -25,18 +27,21 @@ class OnnxRuntime:
     """One InferenceSession.  Sessions are safe to run from several threads."""
 
     def __init__(self, path: Path, device: str, threads: int | None) -> None:
-        self.device, self._provider = device, PROVIDERS[device]
-        self._session: ort.InferenceSession = _open_session(path, device, threads)
-        self.description = f"ONNX Runtime {ort.__version__} {self._provider}"
+        self.device = device
+        self.description = f"ONNX Runtime {ort.__version__} {PROVIDERS[device]}"
+        self._session: Any = _open_session(path, device, threads)
         self.inputs = tuple(_tensor(value) for value in self._session.get_inputs())
         self.outputs = tuple(_tensor(value) for value in self._session.get_outputs())
         self._output_names = [tensor.name for tensor in self.outputs]
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
-        return dict(zip(self._output_names, self._session.run(self._output_names, arrays), strict=True))
+        session = self._session
+        with _run_errors(self.description):
+            return dict(zip(self._output_names, session.run(self._output_names, arrays), strict=True))
 
     def scan(self, carry: Arrays, xs: Arrays, constants: Arrays, on_step: StepCallback) -> dict[str, Array]:
-        binding = self._session.io_binding()
+        session = self._session
+        binding = session.io_binding()
         held = {name: self._to_device(array) for name, array in constants.items()}
         for name, value in held.items():
             binding.bind_ortvalue_input(name, value)
@@ -49,19 +54,29 @@ class OnnxRuntime:
                 binding.bind_ortvalue_input(name, value)
             for name, value in back.items():
                 binding.bind_ortvalue_output(NEXT + name, value)
-            self._session.run_with_iobinding(binding)
+            with _run_errors(self.description):
+                session.run_with_iobinding(binding)
             front, back = back, front
             on_step(step + 1, steps)
-        return {name: value.numpy() for name, value in front.items()}
+        # copies: numpy() is a view that does not keep the memory alive
+        return {name: value.numpy().copy() for name, value in front.items()}
 
     def close(self) -> None:
-        del self._session
+        self._session = None  # a call that is under way in another thread holds its own reference
 
     def _to_device(self, array: Array) -> Any:
-        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device, 0)
+        return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), self.device, 0)
 
     def _empty(self, like: Array) -> Any:
         return ort.OrtValue.ortvalue_from_shape_and_type(like.shape, like.dtype, self.device, 0)
+
+
+@contextlib.contextmanager
+def _run_errors(description: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the binding raises half a dozen unrelated classes, RuntimeError among them
+        raise run_error(description, error) from error
 
 
 def _open_session(path: Path, device: str, threads: int | None) -> ort.InferenceSession:
@@ -94,8 +109,8 @@ def _unavailable(device: str, cause: str) -> ProviderUnavailable:
     return ProviderUnavailable(
         f"device {device!r} cannot be used here",
         cause=cause,
-        remedy="install one ONNX Runtime wheel with CUDA and its libraries "
-        "(pip uninstall onnxruntime; pip install 'onnxruntime-gpu[cuda,cudnn]'), then check with: facesdk doctor",
+        remedy="with an NVIDIA GPU: pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'; "
+        "then check with: facesdk doctor",
     )
 
 

@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import NEXT, Array, Arrays, Precision, StepCallback, Tensor
-from ..errors import EngineClosed, EngineUnreadable, ProviderUnavailable
+from ..engine import NEXT, Array, Arrays, Precision, StepCallback, Tensor, run_error
+from ..errors import EngineClosed, EngineError, EngineUnreadable, ProviderUnavailable
+from ..graph import Graph, Value
+
+_DTYPES = ("float32", "float64", "float16", "uint8", "int8", "int16", "int32", "int64", "bool")
 
 
 class OpenVino:
@@ -30,33 +33,49 @@ class OpenVino:
         self._idle: list[Any] = []
         self._tensor_type = ov.Tensor
         self.description = f"OpenVINO {ov.__version__.split('-')[0]} CPU {precision}"
-        self.inputs = tuple(_tensor(port) for port in self._compiled.inputs)
-        self.outputs = tuple(_tensor(port) for port in self._compiled.outputs)
+        graph = Graph.read(path)  # OpenVINO drops the names of free axes
+        self.inputs = tuple(map(_tensor, self._compiled.inputs, graph.inputs))
+        self.outputs = tuple(map(_tensor, self._compiled.outputs, graph.outputs))
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         request = self._take()
         try:
-            results = request.infer({name: np.ascontiguousarray(a) for name, a in arrays.items()}, share_inputs=True)
-            return {port.get_any_name(): value for port, value in results.items()}
+            results = request.infer({name: np.asarray(a, order="C") for name, a in arrays.items()}, share_inputs=True)
+            return {tensor.name: results[index] for index, tensor in enumerate(self.outputs)}
+        except RuntimeError as error:
+            raise run_error(self.description, error) from error
         finally:
             self._idle.append(request)
 
     def scan(self, carry: Arrays, xs: Arrays, constants: Arrays, on_step: StepCallback) -> dict[str, Array]:
-        request = self._compiled.create_infer_request()
-        held = {name: np.ascontiguousarray(array) for name, array in constants.items()}
+        request = self._request()
+        held = {name: np.asarray(array, order="C") for name, array in constants.items()}
         for name, array in held.items():
             request.set_tensor(name, self._tensor_type(array, shared_memory=True))
         front = {name: array.copy() for name, array in carry.items()}
         back = {name: np.empty_like(array, order="C") for name, array in carry.items()}
         steps = len(next(iter(xs.values())))
         for step in range(steps):
-            rows = {name: np.ascontiguousarray(series[step]) for name, series in xs.items()}
-            for name, array in {**rows, **front, **{NEXT + name: array for name, array in back.items()}}.items():
-                request.set_tensor(name, self._tensor_type(array, shared_memory=True))
-            request.infer(share_inputs=True)
+            rows = {name: np.asarray(series[step, ...], order="C") for name, series in xs.items()}
+            self._step(request, {**rows, **front}, {NEXT + name: array for name, array in back.items()})
             front, back = back, front
             on_step(step + 1, steps)
         return front
+
+    def _step(self, request: Any, inputs: Arrays, outputs: Arrays) -> None:
+        try:
+            for name, array in {**inputs, **outputs}.items():
+                request.set_tensor(name, self._tensor_type(array, shared_memory=True))
+            request.infer(share_inputs=True)
+        except RuntimeError as error:
+            raise run_error(self.description, error) from error
+        for name, array in outputs.items():
+            # a smaller result is written into the larger array without complaint
+            if tuple(request.get_tensor(name).shape) != array.shape:
+                raise EngineError(
+                    f"output {name} has shape {tuple(request.get_tensor(name).shape)}, its input {array.shape}",
+                    remedy="export the engine so that both have one shape",
+                )
 
     def close(self) -> None:
         self._idle.clear()
@@ -66,9 +85,13 @@ class OpenVino:
         try:
             return self._idle.pop()
         except IndexError:
-            if self._compiled is None:
-                raise EngineClosed("the engine was closed", remedy="open it again: Engine.open(...)") from None
-            return self._compiled.create_infer_request()
+            return self._request()
+
+    def _request(self) -> Any:
+        compiled = self._compiled
+        if compiled is None:
+            raise EngineClosed("the engine was closed", remedy="open it again: Engine.open(...)")
+        return compiled.create_infer_request()
 
 
 def _import() -> Any:
@@ -92,7 +115,12 @@ def _compile(core: Any, path: Path, hints: dict[str, str]) -> Any:
         ) from error
 
 
-def _tensor(port: Any) -> Tensor:
-    shape = tuple(d.get_length() if d.is_static else d.get_symbol_name() if hasattr(d, "get_symbol_name") else None
-                  for d in port.get_partial_shape())  # fmt: skip
-    return Tensor(port.get_any_name(), shape, np.dtype(port.get_element_type().to_dtype()))
+def _tensor(port: Any, declared: Value) -> Tensor:
+    if declared.type not in _DTYPES:
+        raise EngineUnreadable(
+            f"tensor {declared.name} has type {declared.type}", remedy="export it with tensors of plain types"
+        )
+    known = port.get_partial_shape()
+    names = declared.shape if len(declared.shape) == len(known) else (None,) * len(known)
+    shape = tuple(axis.get_length() if axis.is_static else name for axis, name in zip(known, names, strict=True))
+    return Tensor(declared.name, shape, np.dtype(declared.type))

@@ -1,0 +1,41 @@
+"""Worker: FaceSDK's annotation chain.  Arguments: bundle folder, device."""
+
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import onnxruntime
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness import serve
+
+from facesdk import AnnotateOptions, Bundle, read_image
+from facesdk.annotation.annotator import Annotator
+
+cv2.setNumThreads(1)
+annotator = Annotator(Bundle(sys.argv[1]), sys.argv[2], threads=1)
+options = AnnotateOptions(search="fast", max_faces=1)
+
+
+def versions() -> str:
+    if sys.argv[2] == "openvino":
+        import openvino
+
+        return f"openvino {openvino.__version__.split('-')[0]}, opencv {cv2.__version__}"
+    return f"onnxruntime {onnxruntime.__version__}, opencv {cv2.__version__}"
+
+
+def answer(question):
+    if question["do"] == "about":
+        return versions()
+    picture, times = read_image(question["picture"]), []
+    for _ in range(question["calls"]):
+        start = time.perf_counter()
+        found = annotator(picture, options)
+        times.append((time.perf_counter() - start) * 1e3)
+        assert found.faces[0].blendshapes is not None
+    return times
+
+
+serve(answer)

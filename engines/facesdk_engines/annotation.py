@@ -1,0 +1,203 @@
+"""The annotation bundles: MediaPipe's published networks, converted from its wheel or from a task file."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from facesdk import protobuf
+from facesdk.card import Card
+from facesdk.errors import ConversionError, MissingDependency
+from facesdk.files import sha256
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class AnnotationBuilder:
+    """Entry point of `facesdk.builders`: makes `annotation` and `annotation-478`."""
+
+    names = ("annotation", "annotation-478")
+
+    def recognises(self, path: Path) -> str | None:
+        """The bundle that `build` would make of a file, or None."""
+        if path.suffix == ".task":
+            return "annotation-478"
+        return "annotation" if re.fullmatch(r"mediapipe-0\.10\.21-.*\.whl", path.name) else None
+
+    def build(self, source: Path, folder: Path) -> None:
+        """Convert every network of `source` into `folder`, with its constants and manifest.
+
+        Raises MissingDependency without onnx, ConversionError for a damaged file.
+        """
+        if importlib.util.find_spec("onnx") is None:
+            raise MissingDependency(
+                f"{source.name} has to be converted, which needs onnx",
+                cause="running engines does not need it, making them does",
+                remedy='pip install "facesdk[build]"',
+            )
+        kind = "task" if source.suffix == ".task" else "wheel"
+        recipe = _recipe()
+        _build(_Archive(source), recipe, recipe[kind], folder)
+
+
+builder = AnnotationBuilder()
+
+
+class _Archive:
+    """A zip file whose every failure is a ConversionError that names it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise self.damaged(str(error)) from error
+
+    def read(self, member: str) -> bytes:
+        try:
+            return self._zip.read(member)
+        except (KeyError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            raise self.damaged(f"{member}: {error}") from error
+
+    def damaged(self, cause: str) -> ConversionError:
+        return ConversionError(
+            f"{self.path.name} is not a complete face landmarker file", cause=cause, remedy="download the file again"
+        )
+
+
+def _build(archive: _Archive, recipe: Mapping[str, Any], kind: Mapping[str, Any], folder: Path) -> None:
+    from .writing import write_arrays, write_manifest
+
+    digest = sha256(archive.path)
+    engines = {
+        name: _convert(archive, digest, name, {**recipe["engines"][name], **facts}, kind, recipe["recipe"], folder)
+        for name, facts in kind["engines"].items()
+    }
+    arrays = _geometry(archive, kind["geometry"]) if "geometry" in kind else _wheel_geometry(archive, recipe, kind)
+    constants = {"detection": recipe["detection"], "landmarks": kind["landmarks"]}
+    if "blendshapes" in engines:
+        arrays["blendshape_landmarks"] = np.array(recipe["blendshapes"]["landmarks"])
+        constants["blendshapes"] = {"names": recipe["blendshapes"]["names"]}
+    write_arrays(folder / "mesh.npz", **arrays)
+    about = {
+        "name": kind["bundle"], "system": "annotation", "licence": kind["licence"], "recipe": recipe["recipe"],
+        "source": kind["source"], "source_sha256": digest,
+    }  # fmt: skip
+    write_manifest(folder, about, engines, constants)
+
+
+def _convert(
+    archive: _Archive,
+    digest: str,
+    name: str,
+    facts: Mapping[str, Any],
+    kind: Mapping[str, Any],
+    recipe: str,
+    folder: Path,
+) -> dict[str, str]:
+    """Files of one engine by device: with PRelu nodes, and rewritten for ONNX Runtime's processor kernels."""
+    from . import tflite
+    from .pictures import take_pictures
+    from .writing import write_engine
+
+    data, picture = archive.read(facts["file"]), "scale" in facts
+    shape = (1, facts["size"], facts["size"], 3) if picture else (1, 146, 2)
+    card = Card(
+        system="annotation", engine=name, about=facts["about"], source=f"{kind['source']}: {facts['file']}",
+        source_sha256=digest, licence=kind["licence"], recipe=recipe, inputs=facts["inputs"], outputs=facts["outputs"],
+        example_shapes={next(iter(facts["inputs"])): shape},
+    )  # fmt: skip
+    files: dict[str, str] = {}
+    for device, prelu in (("default", "prelu"), ("cpu", "convolutions")):
+        model = tflite.convert(
+            data, name=name, prelu=prelu, rename=facts["names"],
+            batch="free" if picture else "fixed", input_layout="nchw" if picture else "nhwc",
+        )  # fmt: skip
+        if picture:
+            take_pictures(model, facts["size"], facts["scale"], facts["offset"])
+        files[device] = f"{name}.onnx" if device == "default" else f"{name}.{device}.onnx"
+        write_engine(folder / files[device], model, card)
+        if all(node.op_type != "PRelu" for node in model.graph.node):
+            break
+    return files
+
+
+def _geometry(archive: _Archive, member: str) -> Arrays:
+    """Triangles and weighted canonical points of MediaPipe's GeometryPipelineMetadata message."""
+    try:
+        top = list(protobuf.fields(archive.read(member)))
+        mesh = list(protobuf.fields(_one(top, 1)))
+        vertices = np.frombuffer(b"".join(_all(mesh, 3)), "<f4").reshape(-1, 5)[:, :3]  # x y z u v
+        triangles = np.array([i for entry in _all(mesh, 4) for i in _integers(entry)]).reshape(-1, 3)
+        basis = [dict(protobuf.fields(entry)) for entry in _all(top, 2)]
+        index = np.array([entry.get(1, 0) for entry in basis])
+        weight = np.array([struct.unpack("<f", entry[2])[0] for entry in basis])  # type: ignore[arg-type]
+        return _mesh(triangles, index, vertices[index], weight)
+    except (ValueError, KeyError, IndexError, struct.error) as error:
+        raise archive.damaged(f"{member}: {error}") from error
+
+
+def _wheel_geometry(archive: _Archive, recipe: Mapping[str, Any], kind: Mapping[str, Any]) -> Arrays:
+    """The wheel has the mesh as edges and no canonical face: that one comes from the recipe."""
+    anchors = np.array(recipe["canonical"]["anchors"])
+    edges = _read_edges(archive, kind["connections"])
+    return _mesh(_triangles(edges), anchors[:, 0].astype(np.int64), anchors[:, 1:4], anchors[:, 4])
+
+
+def _mesh(triangles: Any, index: Any, position: Any, weight: Any) -> Arrays:
+    return {
+        "triangles": np.asarray(triangles, np.int64),
+        "anchor_index": np.asarray(index, np.int64),
+        "anchor_position": np.asarray(position, np.float32),
+        "anchor_weight": np.asarray(weight, np.float32),
+    }
+
+
+def _read_edges(archive: _Archive, member: str) -> list[tuple[int, int]]:
+    """The literal of FACEMESH_TESSELATION in a Python file, which is parsed and never run."""
+    for node in ast.parse(archive.read(member)).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "FACEMESH_TESSELATION":
+            return list(ast.literal_eval(node.value.args[0]))  # type: ignore[attr-defined]
+    raise archive.damaged(f"{member} has no FACEMESH_TESSELATION")
+
+
+def _triangles(edges: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    """All triples of landmarks that are joined pairwise."""
+    joined: dict[int, set[int]] = {}
+    for a, b in edges:
+        joined.setdefault(a, set()).add(b)
+        joined.setdefault(b, set()).add(a)
+    return np.array(sorted({tuple(sorted((a, b, c))) for a, b in edges for c in joined[a] & joined[b]}))
+
+
+def _integers(entry: int | memoryview) -> list[int]:
+    """The values of one entry of a repeated integer field, which may be packed or not."""
+    return [entry] if isinstance(entry, int) else list(protobuf.varints(entry))
+
+
+def _one(message: list[tuple[int, Any]], number: int) -> Any:
+    return _all(message, number)[0]
+
+
+def _all(message: list[tuple[int, Any]], number: int) -> list[Any]:
+    return [value for field, value in message if field == number]
+
+
+def _recipe() -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))

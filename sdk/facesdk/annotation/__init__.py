@@ -1,0 +1,1 @@
+"""Annotation: a photo -> faces with box, landmarks, pose, regions."""

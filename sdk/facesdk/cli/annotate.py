@@ -1,0 +1,110 @@
+"""`facesdk annotate`: photos -> overlay, regions and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+from ..annotation.annotator import AnnotateOptions, Annotation
+from ..engine import Device
+from ..errors import FaceSDKError, NoFaceFound, UsageError
+from ..facade import FaceSDK
+from ..files import write_text
+from ..image import Picture, read_image, write_image
+from ..overlay import draw_overlay, draw_regions
+from .options import add_options, read_options
+from .progress import progress
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"}
+
+
+def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Any]:
+    """Find the faces of photos: boxes, landmarks, pose, expression, regions.
+
+    Writes NAME.overlay.png, NAME.regions.png and NAME.json for every photo.
+    """
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="picture, or folder of pictures")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--device", choices=get_args(Device), default="auto", help="where engines run (default: auto)")
+    parser.add_argument("--threads", type=int, help="processor threads of each engine")
+    parser.add_argument("--bundle", help="annotation bundle: a name in the store or a folder")
+    parser.add_argument("--frame", type=int, help="which frame of animated pictures")
+    add_options(parser, AnnotateOptions)
+    return run
+
+
+def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
+    """One result per photo, and the exit status: 1 if a photo failed, else 3 if one shows no face."""
+    search = read_options(options, AnnotateOptions)
+    targets = _targets(options.photos, options.output)
+    results = []
+    errors: list[FaceSDKError] = []
+    with FaceSDK(options.device, threads=options.threads, annotation=options.bundle) as sdk:
+        annotator = sdk.annotator
+        for photo, target in progress(targets.items(), "photo"):
+            try:
+                picture = read_image(photo, frame=options.frame)
+                annotation = annotator(picture, search)
+                if annotation.error is not None:
+                    raise annotation.error
+                results.append({"photo": str(photo), **_write(picture, annotation, target)})
+            except FaceSDKError as error:
+                errors.append(error)
+                results.append({"photo": str(photo), "error": error.as_dict()})
+            if not options.json:
+                _say(results[-1])
+    failed = [error for error in errors if not isinstance(error, NoFaceFound)]
+    return results, FaceSDKError.exit_code if failed else NoFaceFound.exit_code if errors else 0
+
+
+def _write(picture: Picture, annotation: Annotation, target: Path) -> dict[str, Any]:
+    """Write the three files of a photo; what `--json` says of it."""
+    report = {
+        "image_size": annotation.image_size,
+        "faces": [face.as_dict() for face in annotation.faces],
+        "passes": annotation.passes,
+        "timings_ms": {stage: round(ms, 3) for stage, ms in annotation.timings_ms.items()},
+    }
+    overlay, regions, table = (target.with_name(target.name + end) for end in (".overlay.png", ".regions.png", ".json"))
+    write_image(overlay, draw_overlay(picture, annotation.faces))
+    write_image(regions, draw_regions(annotation.faces, annotation.image_size))
+    write_text(table, json.dumps(report, indent=1) + "\n")
+    return {**report, "files": [str(path) for path in (overlay, regions, table)]}
+
+
+def _say(result: dict[str, Any]) -> None:
+    if error := result.get("error"):
+        remedy = f"\n  remedy: {error['remedy']}" if error["remedy"] else ""
+        print(f"{result['photo']}: {error['fact']} [{error['code']}]{remedy}", file=sys.stderr)
+        return
+    print(f"{result['photo']}: {len(result['faces'])} face(s)")
+    for number, face in enumerate(result["faces"], start=1):
+        box, pose = [round(v) for v in face["box"]], face["pose"]
+        angles = ", ".join(f"{name} {pose[f'{name}_deg']:+.1f}" for name in ("yaw", "pitch", "roll"))
+        points = len(face["landmarks"])
+        print(f"  {number}: score {face['score']:.3f}, box {box}, {points} landmarks, {angles} deg (approximate)")
+    print(*(f"  -> {path}" for path in result["files"]), sep="\n")
+
+
+def _targets(photos: Iterable[Path], folder: Path) -> dict[Path, Path]:
+    """Photo -> path stem of its results; photos of one name get a number.  Raises UsageError where there are none."""
+    found: list[Path] = []
+    for path in photos:
+        found += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+    if not found:
+        raise UsageError(
+            "no pictures", cause="the folders hold none", remedy=f"pictures end in {', '.join(sorted(SUFFIXES))}"
+        )
+    targets: dict[Path, Path] = {}
+    taken: Counter[str] = Counter()
+    for photo in found:
+        if photo not in targets:
+            taken[photo.stem] += 1
+            number = f"-{taken[photo.stem]}" if taken[photo.stem] > 1 else ""
+            targets[photo] = folder / f"{photo.stem}{number}"
+    return targets
