@@ -16,9 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness import ROOT, Worker, alternate, peer_python, save, statistics_of
-
 from facesdk import Store
+from harness import ROOT, Worker, alternate, peer_python, save, statistics_of
 
 MEDIAPIPE = "mediapipe==1.2.2"
 DATA = ROOT / "tests" / "data"

@@ -52,7 +52,9 @@ class Worker:
         self._process.communicate(timeout=30)
 
 
-def alternate(workers: Sequence[Worker], question: Mapping[str, Any], rounds: int, calls: int) -> dict[str, list[float]]:
+def alternate(
+    workers: Sequence[Worker], question: Mapping[str, Any], rounds: int, calls: int
+) -> dict[str, list[float]]:
     """Milliseconds of every call: the workers take turns, `calls` each, for `rounds` rounds, after one not counted."""
     times: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for turn in range(rounds + 1):
@@ -66,7 +68,11 @@ def alternate(workers: Sequence[Worker], question: Mapping[str, Any], rounds: in
 def statistics_of(times: Sequence[float]) -> dict[str, float]:
     """Median, 90th percentile and minimum, rounded to microseconds."""
     ordered = sorted(times)
-    figures = {"median_ms": statistics.median(ordered), "p90_ms": ordered[int(0.9 * len(ordered))], "min_ms": ordered[0]}
+    figures = {
+        "median_ms": statistics.median(ordered),
+        "p90_ms": ordered[int(0.9 * len(ordered))],
+        "min_ms": ordered[0],
+    }
     return {name: round(value, 3) for name, value in figures.items()}
 
 

@@ -8,10 +8,9 @@ import cv2
 import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import serve
-
 from facesdk import AnnotateOptions, Bundle, read_image
 from facesdk.annotation.annotator import Annotator
+from harness import serve
 
 cv2.setNumThreads(1)
 annotator = Annotator(Bundle(sys.argv[1]), sys.argv[2], threads=1)

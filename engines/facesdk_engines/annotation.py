@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
 import re
 import struct
@@ -77,7 +78,9 @@ class _Archive:
 
     def damaged(self, cause: str) -> ConversionError:
         return ConversionError(
-            f"{self.path.name} is not a complete face landmarker file", cause=cause, remedy="download the file again"
+            f"{self.path.name} does not hold the networks of a face landmarker",
+            cause=cause,
+            remedy="download the file again",
         )
 
 
@@ -85,56 +88,49 @@ def _build(archive: _Archive, recipe: Mapping[str, Any], kind: Mapping[str, Any]
     from .writing import write_arrays, write_manifest
 
     digest = sha256(archive.path)
-    engines = {
-        name: _convert(archive, digest, name, {**recipe["engines"][name], **facts}, kind, recipe["recipe"], folder)
-        for name, facts in kind["engines"].items()
-    }
+    engines = {}
+    for name, own in kind["engines"].items():
+        facts = {**recipe["engines"][name], **own}
+        card = Card(
+            system="annotation",
+            engine=name,
+            about=facts["about"],
+            source=f"{kind['source']}: {facts['file']}",
+            source_sha256=digest,
+            licence=recipe["licence"]["licence"],
+            recipe=recipe["recipe"],
+            inputs=facts["inputs"],
+            outputs=facts["outputs"],
+        )
+        engines[name] = _convert(archive.read(facts["file"]), facts, card, folder)
     arrays = _geometry(archive, kind["geometry"]) if "geometry" in kind else _wheel_geometry(archive, recipe, kind)
     constants = {"detection": recipe["detection"], "landmarks": kind["landmarks"]}
     if "blendshapes" in engines:
         arrays["blendshape_landmarks"] = np.array(recipe["blendshapes"]["landmarks"])
         constants["blendshapes"] = {"names": recipe["blendshapes"]["names"]}
     write_arrays(folder / "mesh.npz", **arrays)
-    about = {
-        "name": kind["bundle"], "system": "annotation", "licence": kind["licence"], "recipe": recipe["recipe"],
-        "source": kind["source"], "source_sha256": digest,
-    }  # fmt: skip
+    source = {"source": kind["source"], "source_sha256": digest, "recipe": recipe["recipe"]}
+    about = {"name": kind["bundle"], "system": "annotation", **recipe["licence"], **source}
     write_manifest(folder, about, engines, constants)
 
 
-def _convert(
-    archive: _Archive,
-    digest: str,
-    name: str,
-    facts: Mapping[str, Any],
-    kind: Mapping[str, Any],
-    recipe: str,
-    folder: Path,
-) -> dict[str, str]:
-    """Files of one engine by device: with PRelu nodes, and rewritten for ONNX Runtime's processor kernels."""
+def _convert(data: bytes, facts: Mapping[str, Any], card: Card, folder: Path) -> dict[str, str]:
+    """Files of one engine by device: as published, and rewritten for ONNX Runtime's processor kernels."""
     from . import tflite
     from .pictures import take_pictures
     from .writing import write_engine
 
-    data, picture = archive.read(facts["file"]), "scale" in facts
-    shape = (1, facts["size"], facts["size"], 3) if picture else (1, 146, 2)
-    card = Card(
-        system="annotation", engine=name, about=facts["about"], source=f"{kind['source']}: {facts['file']}",
-        source_sha256=digest, licence=kind["licence"], recipe=recipe, inputs=facts["inputs"], outputs=facts["outputs"],
-        example_shapes={next(iter(facts["inputs"])): shape},
-    )  # fmt: skip
+    picture, name = "scale" in facts, card.engine
+    shape = (1, facts["size"], facts["size"], 3) if picture else tuple(facts["shape"])
+    card = dataclasses.replace(card, example_shapes={next(iter(facts["inputs"])): shape})
+    layout = {"batch": "free", "input_layout": "nchw"} if picture else {"batch": "fixed"}
     files: dict[str, str] = {}
     for device, prelu in (("default", "prelu"), ("cpu", "convolutions")):
-        model = tflite.convert(
-            data, name=name, prelu=prelu, rename=facts["names"],
-            batch="free" if picture else "fixed", input_layout="nchw" if picture else "nhwc",
-        )  # fmt: skip
+        model = tflite.convert(data, name=name, prelu=prelu, rename=facts["names"], **layout)
         if picture:
             take_pictures(model, facts["size"], facts["scale"], facts["offset"])
         files[device] = f"{name}.onnx" if device == "default" else f"{name}.{device}.onnx"
         write_engine(folder / files[device], model, card)
-        if all(node.op_type != "PRelu" for node in model.graph.node):
-            break
     return files
 
 

@@ -20,6 +20,7 @@ else:
     import tomli as tomllib
 
 MANIFEST = "bundle.toml"
+_MAKE_AGAIN = "pull, add or export the bundle again"
 
 
 class Bundle:
@@ -27,6 +28,7 @@ class Bundle:
 
     about      table `[bundle]`: name, system, licence, source, source_sha256, ...
     constants  table `[constants]`: thresholds, templates, sizes.
+    files      table `[files]`: name -> pinned sha256.
     Raises ModelNotFound or BundleError on opening.
     """
 
@@ -36,7 +38,7 @@ class Bundle:
         self.about: Mapping[str, Any] = manifest["bundle"]
         self.constants: Mapping[str, Any] = manifest.get("constants", {})
         self._engines: Mapping[str, Any] = manifest.get("engines", {})
-        self._files: Mapping[str, str] = manifest.get("files", {})
+        self.files: Mapping[str, str] = manifest.get("files", {})
 
     @property
     def name(self) -> str:
@@ -67,7 +69,7 @@ class Bundle:
 
     def verify(self) -> None:
         """Compare every file with its pinned sha256; raises IntegrityError naming those that differ."""
-        wrong = [name for name, digest in self._files.items() if not self._matches(name, digest)]
+        wrong = [name for name, digest in self.files.items() if not self._matches(name, digest)]
         if wrong:
             raise IntegrityError(
                 f"{self.folder}: {', '.join(wrong)} differ from the pinned sha256",
@@ -88,15 +90,24 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise ModelNotFound(
             f"{folder} is not a bundle", cause=f"{MANIFEST} is missing", remedy="facesdk models list"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BundleError(
-            f"{path} is not valid TOML", cause=str(error), remedy="pull or export the bundle again"
-        ) from error
-    missing = [f"bundle.{key}" for key in ("name", "system", "licence") if key not in manifest.get("bundle", {})]
-    missing += [f"engines.{n}.default" for n, forms in manifest.get("engines", {}).items() if "default" not in forms]
-    if missing:
-        raise BundleError(f"{path} lacks {', '.join(missing)}", remedy="pull or export the bundle again")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise BundleError(f"{path} cannot be read", cause=str(error), remedy=_MAKE_AGAIN) from error
+    wrong = [name for name in ("bundle", "engines", "constants", "files") if not _is_table(manifest.get(name, {}))]
+    wrong = wrong or [f"bundle.{key}" for key in ("name", "system", "licence") if key not in manifest.get("bundle", {})]
+    wrong = wrong or [f"engines.{name}" for name, forms in manifest.get("engines", {}).items() if not _is_engine(forms)]
+    if wrong:
+        raise BundleError(f"{path}: {', '.join(wrong)} missing or malformed", remedy=_MAKE_AGAIN)
     return manifest
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_engine(forms: Any) -> bool:
+    """A default file, and none outside the bundle's folder."""
+    plain = _is_table(forms) and all(isinstance(file, str) and Path(file).name == file for file in forms.values())
+    return plain and "default" in forms
 
 
 def _again(name: str) -> str:

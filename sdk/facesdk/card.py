@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 
 from . import protobuf
-from .errors import EngineUnreadable, ModelNotFound
+from .graph import parse_file
 
 PREFIX = "facesdk."
 _METADATA_PROPS = 14  # field of onnx.ModelProto
@@ -56,17 +55,7 @@ class Card:
 
         Raises ModelNotFound, or EngineUnreadable where the file is not ONNX.
         """
-        try:
-            with Path(path).open("rb") as file:
-                return cls.from_properties(_metadata(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
-        except FileNotFoundError as error:
-            raise ModelNotFound(f"{path} does not exist", remedy="check the path") from error
-        except (ValueError, OSError) as error:
-            raise EngineUnreadable(
-                f"{path} is not an ONNX file that can be read",
-                cause=str(error),
-                remedy="check the path, or pull or export the engine again",
-            ) from error
+        return parse_file(path, lambda model: cls.from_properties(_metadata(model)))
 
 
 def _table(name: str, text: str) -> dict[str, object]:
@@ -85,9 +74,9 @@ def _shape(name: str, value: object) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _metadata(model: mmap.mmap) -> dict[str, str]:
+def _metadata(model: memoryview) -> dict[str, str]:
     properties = {}
-    for number, value in protobuf.fields(memoryview(model)):
+    for number, value in protobuf.fields(model):
         if number == _METADATA_PROPS and isinstance(value, memoryview):
             entry = {key: bytes(text).decode() for key, text in protobuf.fields(value) if isinstance(text, memoryview)}
             properties[entry.get(1, "")] = entry.get(2, "")

@@ -60,6 +60,11 @@ def run_error(description: str, error: Exception) -> EngineError:
     )
 
 
+def closed_error(what: str) -> EngineClosed:
+    """The error for using an engine after `close()`."""
+    return EngineClosed(f"{what} was closed", remedy="open it again: Engine.open(...)")
+
+
 class Engine:
     """A graph on a device.  Safe to call from several threads at once; a context manager that frees it."""
 
@@ -148,7 +153,7 @@ class Engine:
 
     def _open_backend(self) -> Backend:
         if self._backend is None:
-            raise EngineClosed(f"{self.path.name} was closed", remedy="open it again: Engine.open(...)")
+            raise closed_error(self.path.name)
         return self._backend
 
     def _check(self, arrays: Arrays) -> None:

@@ -89,7 +89,7 @@ class FaceSDK:
         """The annotation chain, opened at first use."""
         with self._lock:
             if self._annotator is None:
-                self._annotator = Annotator(self._store.open(self._annotation_bundle()), self._device, self._threads)
+                self._annotator = self._open_annotator()
             return self._annotator
 
     def close(self) -> None:
@@ -105,10 +105,11 @@ class FaceSDK:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _annotation_bundle(self) -> str | Path:
-        if self._annotation is not None:
-            return self._annotation
-        for name in ANNOTATION_BUNDLES:
-            if self._store.path(name).is_dir():
-                return name
-        raise ModelNotFound("no annotation bundle is installed", remedy="facesdk models pull annotation")
+    def _open_annotator(self) -> Annotator:
+        installed = [name for name in ANNOTATION_BUNDLES if self._store.path(name).is_dir()]
+        if self._annotation is None and not installed:
+            raise ModelNotFound("no annotation bundle is installed", remedy="facesdk models pull annotation")
+        bundle = self._store.open(installed[0] if self._annotation is None else self._annotation)
+        # task files lack the full-range detector that finds small faces; the wheel's bundle has it
+        more = self._store.open("annotation") if "annotation" in installed else None
+        return Annotator(bundle, self._device, self._threads, more_detectors=more)

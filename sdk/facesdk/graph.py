@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from . import protobuf
 from .errors import EngineUnreadable, ModelNotFound
+
+Parsed = TypeVar("Parsed")
 
 # field numbers of onnx.proto
 _OPSET_IMPORT, _GRAPH = 8, 7
@@ -44,17 +47,25 @@ class Graph:
     @classmethod
     def read(cls, path: str | Path) -> Graph:
         """The graph of an ONNX file of any size; raises ModelNotFound or EngineUnreadable."""
-        try:
-            with Path(path).open("rb") as file:
-                return _graph(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
-        except FileNotFoundError as error:
-            raise ModelNotFound(f"{path} does not exist", remedy="check the path") from error
-        except (ValueError, OSError) as error:
-            raise EngineUnreadable(
-                f"{path} is not an ONNX file that can be read",
-                cause=str(error),
-                remedy="check the path, or pull or export the engine again",
-            ) from error
+        return parse_file(path, _graph)
+
+
+def parse_file(path: str | Path, parse: Callable[[memoryview], Parsed]) -> Parsed:
+    """What `parse` makes of an ONNX file, which is mapped, not loaded; a ValueError there says why it is unreadable.
+
+    Raises ModelNotFound or EngineUnreadable.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return parse(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+    except FileNotFoundError as error:
+        raise ModelNotFound(f"{path} does not exist", remedy="check the path") from error
+    except (ValueError, OSError) as error:
+        raise EngineUnreadable(
+            f"{path} is not an ONNX file that can be read",
+            cause=str(error),
+            remedy="check the path, or pull or export the engine again",
+        ) from error
 
 
 def _graph(model: memoryview) -> Graph:

@@ -65,7 +65,7 @@ def of_folder(name: str, folder: Path, model: Model | None) -> Entry:
 def check_files(name: str, folder: Path) -> tuple[FileReport, ...]:
     """A report on each pinned file of the bundle, hashed now, or one on a damaged manifest."""
     try:
-        pinned = Bundle(folder)._files
+        pinned = Bundle(folder).files
     except FaceSDKError as error:
         return (FileReport(name, MANIFEST, error.cause or error.fact),)
     return tuple(FileReport(name, file, _problem(folder / file, digest)) for file, digest in pinned.items())

@@ -49,7 +49,7 @@ def processor() -> Processor:
 
 
 def installed(name: str) -> tuple[tuple[str, str], ...]:
-    """(Distribution, version) of every installed wheel that brings the package of `name`; more than one is a conflict."""
+    """(Distribution, version) of every installed wheel that brings the same package; two are a conflict."""
     found = ((variant, _version(variant)) for variant in (name, *VARIANTS.get(name, ())))
     return tuple((variant, version) for variant, version in found if version)
 

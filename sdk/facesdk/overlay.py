@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from .annotation import labels
 from .face import Face
 from .image import Picture
 
 _SHIFT = 4  # OpenCV draws with 4 fractional bits
-_BOX, _POINT, _TEXT = (255, 255, 255), (255, 255, 255), (20, 20, 20)
+_READABLE = 300  # px; width of a face on which 478 points can be told apart
+_LARGEST = 4096  # px; enlarged pictures stay below
+_WHITE, _BLACK = (255, 255, 255), (20, 20, 20)
 _AXES = ((230, 60, 60), (60, 200, 90), (70, 120, 255))
 
 
 def draw_overlay(picture: Picture, faces: Sequence[Face]) -> Picture:
-    """A copy of the picture with every face's regions, mesh points, box, score and pose drawn on it."""
-    canvas = np.ascontiguousarray(picture)
+    """A copy of the picture with every face's regions, mesh points, box, score and pose drawn on it.
+
+    Pictures with small faces are enlarged up to three times, so that the points can be told apart.
+    """
+    scale = _enlargement(picture, faces)
+    height, width = picture.shape[0] * scale, picture.shape[1] * scale
+    canvas = picture.copy()
+    if scale > 1:
+        canvas = np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
     for face in faces:
-        canvas = _blend_regions(canvas, face)
+        _blend_regions(canvas, face)
     for number, face in enumerate(faces, start=1):
-        unit = max(1.0, float(face.box[2] - face.box[0]) / 160)  # line widths grow with the face
-        _draw_points(canvas, face, unit)
-        _draw_pose(canvas, face, unit)
-        _draw_box(canvas, face, unit, f"{number}  {face.score:.2f}  yaw {face.pose.yaw_deg:+.0f}  pitch "
-                  f"{face.pose.pitch_deg:+.0f}  roll {face.pose.roll_deg:+.0f}")  # fmt: skip
-    return canvas
+        drawing = _Drawing(canvas, face, scale)
+        drawing.points()
+        drawing.pose()
+        drawing.box(number)
+    return np.asarray(canvas, np.uint8)
 
 
 def draw_regions(faces: Sequence[Face], image_size: tuple[int, int]) -> Picture:
@@ -41,40 +51,58 @@ def draw_regions(faces: Sequence[Face], image_size: tuple[int, int]) -> Picture:
     return labels.to_colours(merged)
 
 
-def _blend_regions(picture: Picture, face: Face) -> Picture:
-    own = face.region_labels()
-    canvas: Picture = picture.copy()
+def _enlargement(picture: Picture, faces: Sequence[Face]) -> int:
+    smallest = min((float(face.box[2] - face.box[0]) for face in faces), default=math.inf)
+    room = _LARGEST // max(picture.shape[:2])
+    return int(np.clip(round(_READABLE / smallest), 1, max(1, min(3, room))))
+
+
+def _blend_regions(canvas: Picture, face: Face) -> None:
+    own = face.region_labels((canvas.shape[1], canvas.shape[0]))
     shown = own > 0
-    canvas[shown] = (0.62 * picture[shown] + 0.38 * labels.to_colours(own)[shown]).astype(np.uint8)
-    return canvas
+    canvas[shown] = (0.68 * canvas[shown] + 0.32 * labels.to_colours(own)[shown]).astype(np.uint8)
 
 
-def _draw_points(canvas: Picture, face: Face, unit: float) -> None:
-    radius = max(1, round(0.5 * unit * (1 << _SHIFT)))
-    for point in np.rint(face.landmarks[:, :2] * (1 << _SHIFT)).astype(int).tolist():
-        cv2.circle(canvas, point, radius, _POINT, cv2.FILLED, cv2.LINE_AA, _SHIFT)
+class _Drawing:
+    """One face on an enlarged canvas; lines and letters grow with the face."""
+
+    def __init__(self, canvas: Picture, face: Face, scale: int) -> None:
+        self.canvas, self.face = canvas, face
+        self.low, self.high = face.box[:2] * scale, face.box[2:] * scale
+        self.landmarks = face.landmarks[:, :2] * scale
+        self.nose = face.five_points[2] * scale
+        self.width = float(self.high[0] - self.low[0])
+        self.line = max(1, round(self.width / 200))
+
+    def points(self) -> None:
+        radius = max(8, round(self.width / 260 * (1 << _SHIFT)))
+        for point in self.landmarks:
+            cv2.circle(self.canvas, _fixed(point), radius, _WHITE, cv2.FILLED, cv2.LINE_AA, _SHIFT)
+
+    def pose(self) -> None:
+        """The head's axes from the nose tip: x red, y green down, z blue out of the face."""
+        rotation = self.face.transform[:3, :3] / np.linalg.norm(self.face.transform[:3, 0])
+        for axis, colour in enumerate(_AXES):
+            direction = rotation[:2, axis] * ((-1, 1) if axis == 1 else (1, -1))  # camera y is up, picture y down
+            tip = self.nose + 0.5 * self.width * direction
+            cv2.line(self.canvas, _fixed(self.nose), _fixed(tip), colour, 2 * self.line, cv2.LINE_AA, _SHIFT)
+
+    def box(self, number: int) -> None:
+        face, (height, width) = self.face, self.canvas.shape[:2]
+        cv2.rectangle(self.canvas, _fixed(self.low), _fixed(self.high), _WHITE, self.line, cv2.LINE_AA, _SHIFT)
+        angles = "  ".join(f"{name} {getattr(face.pose, f'{name}_deg'):+.0f}" for name in ("yaw", "pitch", "roll"))
+        text, font = f"{number}  {face.score:.2f}  {angles}", cv2.FONT_HERSHEY_SIMPLEX
+        scale = max(0.4, self.width / 700)
+        (across, up), below = cv2.getTextSize(text, font, scale, 1)
+        tall = up + below + 6
+        x = int(np.clip(self.low[0], 0, max(0, width - across - 6)))
+        y = int(self.low[1]) - tall
+        if y < 0:  # no room above: below the box, or at the picture's lower edge
+            y = int(min(self.high[1], height - tall))
+        cv2.rectangle(self.canvas, (x, y), (x + across + 6, y + tall), _WHITE, cv2.FILLED)
+        cv2.putText(self.canvas, text, (x + 3, y + up + 3), font, scale, _BLACK, 1, cv2.LINE_AA)
 
 
-def _draw_box(canvas: Picture, face: Face, unit: float, text: str) -> None:
-    low, high = (np.rint(corner * (1 << _SHIFT)).astype(int).tolist() for corner in (face.box[:2], face.box[2:]))
-    cv2.rectangle(canvas, low, high, _BOX, max(1, round(unit)), cv2.LINE_AA, _SHIFT)
-    height, width = canvas.shape[:2]
-    scale = min(0.45 * unit, height / 480 + 0.1)
-    (text_width, text_height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
-    x = int(np.clip(face.box[0], 0, max(0, width - text_width - 6)))
-    top = face.box[1] - text_height - below - 6
-    y = int(top if top >= 0 else min(face.box[3], height - text_height - below - 6))
-    cv2.rectangle(canvas, (x, y), (x + text_width + 6, y + text_height + below + 6), _BOX, cv2.FILLED)
-    cv2.putText(canvas, text, (x + 3, y + text_height + 3), cv2.FONT_HERSHEY_SIMPLEX, scale, _TEXT, 1, cv2.LINE_AA)
-
-
-def _draw_pose(canvas: Picture, face: Face, unit: float) -> None:
-    """The head's axes from the nose tip: x red, y green down, z blue out of the face."""
-    rotation = face.transform[:3, :3] / np.linalg.norm(face.transform[:3, 0])
-    start = face.five_points[2]
-    length = 0.45 * math.dist(face.box[:2], face.box[2:]) / math.sqrt(2)
-    for axis, colour in zip((0, 1, 2), _AXES, strict=True):
-        direction = rotation[:2, axis] * (1, -1) * (-1 if axis == 1 else 1)
-        tip = start + length * direction
-        ends = [np.rint(point * (1 << _SHIFT)).astype(int).tolist() for point in (start, tip)]
-        cv2.line(canvas, ends[0], ends[1], colour, max(1, round(1.5 * unit)), cv2.LINE_AA, _SHIFT)
+def _fixed(point: npt.NDArray[np.floating[Any]]) -> tuple[int, int]:
+    x, y = np.rint(point * (1 << _SHIFT)).astype(int).tolist()
+    return x, y

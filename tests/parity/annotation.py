@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from facesdk_engines.annotation import builder
 
 from facesdk.annotation import alignment, labels, scrfd
 from facesdk.annotation.annotator import AnnotateOptions, Annotator
 from facesdk.bundle import Bundle
 from facesdk.dense_face import draw_pose_axes, face_box
 from facesdk.image import read_image
+from facesdk_engines.annotation import builder
 
 from .reference import ROOT, compare
 
@@ -61,7 +61,9 @@ def _detections(chain: Annotator, picture: Any, case: Any) -> dict[str, Any]:
     from facesdk.annotation.region import letterbox
 
     options, (height, width) = options_of(case), picture.shape[:2]
-    found, _ = chain.detectors["detector_short"](picture, letterbox(width, height), options.min_score, case.scalars["nms_iou"])
+    found, _ = chain.detectors["detector_short"](
+        picture, letterbox(width, height), options.min_score, case.scalars["nms_iou"]
+    )
     boxes = np.array([d.box for d in found]).reshape(-1, 4)
     points = np.array([d.key_points for d in found]).reshape(-1, 6, 2)
     corners = np.floor(np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])).astype(np.int64)
@@ -72,9 +74,8 @@ def _detections(chain: Annotator, picture: Any, case: Any) -> dict[str, Any]:
 
 def _faces(chain: Annotator, picture: Any, case: Any) -> dict[str, Any]:
     faces = chain(picture, options_of(case)).faces
-    landmarks = np.array([face.normalised_landmarks() for face in faces]).reshape(len(faces), -1, 3)
-    if not faces:
-        landmarks = landmarks.reshape(case.arrays["landmarks"].shape)
+    points = case.arrays["landmarks"].shape[1:]
+    landmarks = np.array([face.normalised_landmarks() for face in faces]).reshape(len(faces), *points)
     shapes = np.array([list(face.blendshapes.values()) for face in faces]).reshape(-1, 52)
     transforms = np.array([face.transform for face in faces]).reshape(-1, 4, 4)
     regions = [face.region for face in faces]

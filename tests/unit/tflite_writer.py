@@ -78,7 +78,9 @@ class Graph:
         self.names.append(name)
         return name
 
-    def operator(self, kind: str, inputs: Sequence[str], output: str, options: Mapping[int, Field] | None = None) -> None:
+    def operator(
+        self, kind: str, inputs: Sequence[str], output: str, options: Mapping[int, Field] | None = None
+    ) -> None:
         """One operator; `kind` is a builtin's name, or anything else for a custom one."""
         builtin = OPERATORS.index(kind if kind in OPERATORS else "CUSTOM")
         self.codes.append({0: builtin, 3: builtin, **({} if kind in OPERATORS else {1: kind})})

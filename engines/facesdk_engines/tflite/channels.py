@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .network import Network, Node
 
-BLOCK = 16  # channels: the block with AVX-512 and on ARM, two blocks with AVX2
+BLOCK = 16  # channels: one block with AVX-512, two with AVX2
 _MOST = 1 << 12  # channels of a padding that becomes a convolution, whose weights are their square
 
 _KEEP_ZERO = {"AveragePool", "MaxPool", "PRelu", "Relu", "Resize"}  # nodes under which a channel of zeros stays one

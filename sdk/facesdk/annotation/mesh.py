@@ -13,7 +13,9 @@ from ..bundle import Bundle
 from ..engine import Device, Engine
 from ..image import Picture
 from .geometry import CanonicalFace
-from .region import Region, cut
+from .region import Region, angle_between, cut
+
+_OUTER_EYE_CORNERS = (33, 263)
 
 
 class FaceMesh:
@@ -57,6 +59,14 @@ class FaceMesh:
                 for raw, logit, region in zip(outputs["landmarks"], outputs["presence"].reshape(-1), part, strict=True)
             ]
         return found
+
+    def region_of(self, landmarks_px: npt.NDArray[np.float32]) -> Region:
+        """Where to look for the same face again: the square around its landmarks, eyes level (MediaPipe's tracking)."""
+        points = landmarks_px[:, :2]
+        low, high = points.min(axis=0), points.max(axis=0)
+        (x, y), (width, height) = ((low + high) / 2).tolist(), (high - low).tolist()
+        angle = angle_between(*points[list(_OUTER_EYE_CORNERS)])
+        return Region(x, y, width, height, angle).scaled(self.region_scale, square=True)
 
     def blendshapes(self, landmarks_px: npt.NDArray[np.float32]) -> dict[str, float] | None:
         """Score 0..1 by name; None where the bundle has no such network."""

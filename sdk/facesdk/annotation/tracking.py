@@ -14,9 +14,8 @@ from ..errors import UsageError
 from ..face import Face
 from ..image import Picture
 from .annotator import AnnotateOptions, Annotation, Annotator, same_face
-from .region import Region, angle_between
+from .region import Region
 
-_EYE_CORNERS = (33, 263)
 Points = npt.NDArray[np.float32]
 
 
@@ -65,14 +64,6 @@ class OneEuro:
         return np.asarray(alpha * new + (1 - alpha) * old)
 
 
-def region_of(landmarks: Points, scale: float) -> Region:
-    """Where the same face is in the next frame: the square around its landmarks, eyes level, grown by `scale`."""
-    low, high = landmarks[:, :2].min(axis=0), landmarks[:, :2].max(axis=0)
-    (x, y), (width, height) = ((low + high) / 2).tolist(), (high - low).tolist()
-    start, end = (landmarks[i, :2] for i in _EYE_CORNERS)
-    return Region(x, y, width, height, angle_between(start, end)).scaled(scale, square=True)
-
-
 class Tracker:
     """Faces of successive frames; a face keeps its `track_id` as long as the landmark network sees it."""
 
@@ -114,7 +105,7 @@ class Tracker:
         for track, (landmarks, presence) in zip(self._tracks, found, strict=True):
             if presence <= self._options.min_presence:
                 continue
-            region, track.region = track.region, region_of(landmarks, self._annotator.mesh.region_scale)
+            region, track.region = track.region, self._annotator.mesh.region_of(landmarks)
             if track.smooth is not None:
                 landmarks = track.smooth(landmarks)
             face = self._annotator.face(frame, region, landmarks, presence, track_id=track.identifier)
@@ -129,7 +120,7 @@ class Tracker:
         if smooth is not None:
             smooth(face.landmarks)
         identifier = next(self._identifiers)
-        self._tracks.append(_Track(identifier, region_of(face.landmarks, self._annotator.mesh.region_scale), smooth))
+        self._tracks.append(_Track(identifier, self._annotator.mesh.region_of(face.landmarks), smooth))
         return dataclasses.replace(face, track_id=identifier)
 
 

@@ -55,7 +55,7 @@ def open_named(source: Source, device: str) -> Backend:
         return OpenVino(path, source.precision, source.threads)
     try:
         from .onnxruntime import OnnxRuntime
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
         raise ProviderUnavailable(
             f"device {device!r} cannot be used here",
             cause=f"the onnxruntime package is damaged or missing: {error}",

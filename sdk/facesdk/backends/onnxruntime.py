@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime import InferenceSession
 
-from ..engine import NEXT, Array, Arrays, StepCallback, Tensor, run_error
+from ..engine import NEXT, Array, Arrays, StepCallback, Tensor, closed_error, run_error
 from ..errors import EngineUnreadable, ProviderUnavailable
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -35,12 +36,12 @@ class OnnxRuntime:
         self._output_names = [tensor.name for tensor in self.outputs]
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
-        session = self._session
+        session = self._opened()
         with _run_errors(self.description):
             return dict(zip(self._output_names, session.run(self._output_names, arrays), strict=True))
 
     def scan(self, carry: Arrays, xs: Arrays, constants: Arrays, on_step: StepCallback) -> dict[str, Array]:
-        session = self._session
+        session = self._opened()
         binding = session.io_binding()
         held = {name: self._to_device(array) for name, array in constants.items()}
         for name, value in held.items():
@@ -64,6 +65,12 @@ class OnnxRuntime:
     def close(self) -> None:
         self._session = None  # a call that is under way in another thread holds its own reference
 
+    def _opened(self) -> Any:
+        session = self._session
+        if session is None:
+            raise closed_error("the engine")
+        return session
+
     def _to_device(self, array: Array) -> Any:
         return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), self.device, 0)
 
@@ -79,7 +86,7 @@ def _run_errors(description: str) -> Iterator[None]:
         raise run_error(description, error) from error
 
 
-def _open_session(path: Path, device: str, threads: int | None) -> ort.InferenceSession:
+def _open_session(path: Path, device: str, threads: int | None) -> InferenceSession:
     provider = PROVIDERS[device]
     if provider not in ort.get_available_providers():
         raise _unavailable(device, f"this onnxruntime {ort.__version__} was built without it")
@@ -89,7 +96,7 @@ def _open_session(path: Path, device: str, threads: int | None) -> ort.Inference
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        session = ort.InferenceSession(
+        session = InferenceSession(
             str(path), options, providers=[provider], provider_options=[_PROVIDER_OPTIONS[device]]
         )
     except Exception as error:  # the binding raises half a dozen unrelated classes, RuntimeError among them

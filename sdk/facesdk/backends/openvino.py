@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import NEXT, Array, Arrays, Precision, StepCallback, Tensor, run_error
-from ..errors import EngineClosed, EngineError, EngineUnreadable, ProviderUnavailable
+from ..engine import NEXT, Array, Arrays, Precision, StepCallback, Tensor, closed_error, run_error
+from ..errors import EngineError, EngineUnreadable, ProviderUnavailable
 from ..graph import Graph, Value
 
 _DTYPES = ("float32", "float64", "float16", "uint8", "int8", "int16", "int32", "int64", "bool")
@@ -49,14 +49,14 @@ class OpenVino:
 
     def scan(self, carry: Arrays, xs: Arrays, constants: Arrays, on_step: StepCallback) -> dict[str, Array]:
         request = self._request()
-        held = {name: np.asarray(array, order="C") for name, array in constants.items()}
+        held = {name: _shareable(array) for name, array in constants.items()}
         for name, array in held.items():
             request.set_tensor(name, self._tensor_type(array, shared_memory=True))
         front = {name: array.copy() for name, array in carry.items()}
         back = {name: np.empty_like(array, order="C") for name, array in carry.items()}
         steps = len(next(iter(xs.values())))
         for step in range(steps):
-            rows = {name: np.asarray(series[step, ...], order="C") for name, series in xs.items()}
+            rows = {name: _shareable(series[step, ...]) for name, series in xs.items()}
             self._step(request, {**rows, **front}, {NEXT + name: array for name, array in back.items()})
             front, back = back, front
             on_step(step + 1, steps)
@@ -90,8 +90,12 @@ class OpenVino:
     def _request(self) -> Any:
         compiled = self._compiled
         if compiled is None:
-            raise EngineClosed("the engine was closed", remedy="open it again: Engine.open(...)")
+            raise closed_error("the engine")
         return compiled.create_infer_request()
+
+
+def _shareable(array: Array) -> Array:
+    return np.require(array, requirements=("C", "W"))  # shared tensors must be writable, though nothing is written
 
 
 def _import() -> Any:

@@ -14,6 +14,7 @@ from ..annotation.annotator import AnnotateOptions, Annotation
 from ..engine import Device
 from ..errors import FaceSDKError, NoFaceFound, UsageError
 from ..facade import FaceSDK
+from ..face import Face
 from ..files import write_text
 from ..image import Picture, read_image, write_image
 from ..overlay import draw_overlay, draw_regions
@@ -34,6 +35,11 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], A
     parser.add_argument("--threads", type=int, help="processor threads of each engine")
     parser.add_argument("--bundle", help="annotation bundle: a name in the store or a folder")
     parser.add_argument("--frame", type=int, help="which frame of animated pictures")
+    parser.add_argument(
+        "--dense-face", type=int, metavar="SUBJECT",
+        help="also write Dense-Face's files of each photo's best face, as samples of this subject: crop, mask, pose "
+        "hint, regions, landmarks, index row (needs the bundle annotation-478)",
+    )  # fmt: skip
     add_options(parser, AnnotateOptions)
     return run
 
@@ -42,7 +48,7 @@ def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
     """One result per photo, and the exit status: 1 if a photo failed, else 3 if one shows no face."""
     search = read_options(options, AnnotateOptions)
     targets = _targets(options.photos, options.output)
-    results = []
+    results: list[dict[str, Any]] = []
     errors: list[FaceSDKError] = []
     with FaceSDK(options.device, threads=options.threads, annotation=options.bundle) as sdk:
         annotator = sdk.annotator
@@ -52,7 +58,11 @@ def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
                 annotation = annotator(picture, search)
                 if annotation.error is not None:
                     raise annotation.error
-                results.append({"photo": str(photo), **_write(picture, annotation, target)})
+                written = _write(picture, annotation, target)
+                if options.dense_face is not None:
+                    number = len(results) + 1
+                    written["dense_face"] = _write_dense_face(options, number, picture, annotation.faces[0])
+                results.append({"photo": str(photo), **written})
             except FaceSDKError as error:
                 errors.append(error)
                 results.append({"photo": str(photo), "error": error.as_dict()})
@@ -75,6 +85,19 @@ def _write(picture: Picture, annotation: Annotation, target: Path) -> dict[str, 
     write_image(regions, draw_regions(annotation.faces, annotation.image_size))
     write_text(table, json.dumps(report, indent=1) + "\n")
     return {**report, "files": [str(path) for path in (overlay, regions, table)]}
+
+
+def _write_dense_face(options: argparse.Namespace, number: int, picture: Picture, face: Face) -> dict[str, str]:
+    """Write one sample of the data set and the inputs of inference; what `--json` says of them."""
+    from .. import dense_face
+
+    root = options.output / "dense_face"
+    row = dense_face.write_sample(root, options.dense_face, number, picture, face)
+    dense_face.append_index(root / "CASIA" / "index.csv", [row])
+    dense_face.add_subjects(root / "CASIA" / "subjects.txt", [options.dense_face])
+    inputs = dense_face.write_inference_inputs(root, 0, 0, number, picture, face)
+    files = {name: str(getattr(inputs, name)) for name in ("cropped_face", "mask", "pose_hint")}
+    return {"image": str(root / "CASIA" / row.face_file), "landmarks": str(root / "CASIA" / row.landmark_file), **files}
 
 
 def _say(result: dict[str, Any]) -> None:
