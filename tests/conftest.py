@@ -11,6 +11,8 @@ import pytest
 
 from facesdk.card import Card
 
+pytest_plugins = ["tests.bundles"]
+
 Shapes = Mapping[str, Sequence[int | str | None]]
 SaveGraph = Callable[..., Path]
 

@@ -48,15 +48,18 @@ class Bundle:
     def engine_names(self) -> tuple[str, ...]:
         return tuple(self._engines)
 
+    def forms(self, engine: str) -> dict[str, Path]:
+        """Files of an engine: "default", and by device where the same graph is written for one; raises BundleError."""
+        if engine not in self._engines:
+            raise BundleError(f"{self.name} has no engine {engine!r}", remedy=f"it has: {', '.join(self._engines)}")
+        return {device: self.folder / file for device, file in self._engines[engine].items()}
+
     def open(
         self, engine: str, device: Device = "auto", *, precision: Precision = "fp32", threads: int | None = None
     ) -> Engine:
         """One of the bundle's engines, in the form that suits the device; see Engine.open."""
-        if engine not in self._engines:
-            raise BundleError(f"{self.name} has no engine {engine!r}", remedy=f"it has: {', '.join(self._engines)}")
-        forms = {device: self.folder / file for device, file in self._engines[engine].items()}
-        path = forms.pop("default")
-        return Engine.open(path, device, precision=precision, threads=threads, forms=forms)
+        forms = self.forms(engine)
+        return Engine.open(forms.pop("default"), device, precision=precision, threads=threads, forms=forms)
 
     def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
         """The arrays of `<name>.npz` in the folder."""

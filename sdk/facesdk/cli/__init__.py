@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
@@ -35,7 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     try:
-        result = options.action(options)
+        result, status = options.action(options), 0
+        if isinstance(result, tuple):
+            result, status = result
+        if options.json and result is not None:
+            _print_json(result)
+        sys.stdout.flush()
     except FaceSDKError as error:
         if options.json:
             _print_json({"error": error.as_dict()})
@@ -45,16 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    status = 0
-    if isinstance(result, tuple):
-        result, status = result
-    if options.json and result is not None:
-        _print_json(result)
+    except BrokenPipeError:  # the reader has had enough: facesdk ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return status
 
 
 def _parser(verbs: dict[str, EntryPoint], words: list[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="facesdk", description="Faces in photos: annotate, encode, swap, synthesise.")
+    parser = argparse.ArgumentParser(prog="facesdk", description="Faces in photos, on ONNX engines.")
     parser.add_argument("--version", action="version", version=f"facesdk {version('facesdk')}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     # only the verb that was typed is imported: the others' libraries would cost start-up time

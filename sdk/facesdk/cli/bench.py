@@ -116,7 +116,7 @@ def _found(word: str) -> list[tuple[str, Path, str | None]]:
 def _inputs(path: Path, engine: str | None) -> set[str]:
     """Names of the inputs; none where the file cannot be read, which opening it reports."""
     with contextlib.suppress(FaceSDKError):
-        file = path / Bundle(path)._engines[engine]["default"] if engine else path
+        file = Bundle(path).forms(engine)["default"] if engine else path
         return {value.name for value in Graph.read(file).inputs}
     return set()
 

@@ -89,15 +89,16 @@ def _bundle(folder: Path) -> dict[str, Any]:
         "kind": "bundle",
         "file": str(folder),
         "about": about,
-        "engines": {name: _bundled(folder, forms) for name, forms in bundle._engines.items()},
+        "engines": {name: _bundled(bundle.forms(name)) for name in bundle.engine_names},
     }
 
 
-def _bundled(folder: Path, forms: Mapping[str, str]) -> dict[str, Any]:
+def _bundled(forms: Mapping[str, Path]) -> dict[str, Any]:
+    files = {device: path.name for device, path in forms.items()}
     try:
-        return {"files": dict(forms), **_signature(folder / forms["default"])}
+        return {"files": files, **_signature(forms["default"])}
     except FaceSDKError as error:  # one damaged engine does not hide the others
-        return {"files": dict(forms), "problem": error.fact}
+        return {"files": files, "problem": error.fact}
 
 
 def _picture(path: Path) -> dict[str, Any]:
