@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facesdk import protobuf
+from facesdk.annotation.geometry import FACE_POINTS
 from facesdk.card import Card
 from facesdk.errors import ConversionError, MissingDependency
 from facesdk.files import sha256
@@ -50,7 +51,7 @@ class AnnotationBuilder:
             raise MissingDependency(
                 f"{source.name} has to be converted, which needs onnx",
                 cause="running engines does not need it, making them does",
-                remedy='pip install "facesdk[build]"',
+                remedy="pip install onnx",
             )
         kind = "task" if source.suffix == ".task" else "wheel"
         recipe = _recipe()
@@ -73,7 +74,7 @@ class _Archive:
     def read(self, member: str) -> bytes:
         try:
             return self._zip.read(member)
-        except (KeyError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        except (KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise self.damaged(f"{member}: {error}") from error
 
     def damaged(self, cause: str) -> ConversionError:
@@ -110,7 +111,7 @@ def _build(archive: _Archive, recipe: Mapping[str, Any], kind: Mapping[str, Any]
         constants["blendshapes"] = {"names": recipe["blendshapes"]["names"]}
     write_arrays(folder / "mesh.npz", **arrays)
     source = {"source": kind["source"], "source_sha256": digest, "recipe": recipe["recipe"]}
-    about = {"name": kind["bundle"], "system": "annotation", **recipe["licence"], **source}
+    about = {"name": kind["bundle"], "about": kind["about"], "system": "annotation", **recipe["licence"], **source}
     write_manifest(folder, about, engines, constants)
 
 
@@ -145,7 +146,7 @@ def _geometry(archive: _Archive, member: str) -> Arrays:
         index = np.array([entry.get(1, 0) for entry in basis])
         weight = np.array([struct.unpack("<f", entry[2])[0] for entry in basis])  # type: ignore[arg-type]
         return _mesh(triangles, index, vertices[index], weight)
-    except (ValueError, KeyError, IndexError, struct.error) as error:
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error) as error:
         raise archive.damaged(f"{member}: {error}") from error
 
 
@@ -153,10 +154,16 @@ def _wheel_geometry(archive: _Archive, recipe: Mapping[str, Any], kind: Mapping[
     """The wheel has the mesh as edges and no canonical face: that one comes from the recipe."""
     anchors = np.array(recipe["canonical"]["anchors"])
     edges = _read_edges(archive, kind["connections"])
-    return _mesh(_triangles(edges), anchors[:, 0].astype(np.int64), anchors[:, 1:4], anchors[:, 4])
+    try:
+        return _mesh(_triangles(edges), anchors[:, 0].astype(np.int64), anchors[:, 1:4], anchors[:, 4])
+    except ValueError as error:
+        raise archive.damaged(f"{kind['connections']}: {error}") from error
 
 
 def _mesh(triangles: Any, index: Any, position: Any, weight: Any) -> Arrays:
+    points = np.concatenate([np.ravel(triangles), index])
+    if not len(triangles) or not len(index) or not ((points >= 0) & (points < FACE_POINTS)).all():
+        raise ValueError(f"triangles or anchors outside the {FACE_POINTS} points of the mesh")
     return {
         "triangles": np.asarray(triangles, np.int64),
         "anchor_index": np.asarray(index, np.int64),
@@ -167,9 +174,12 @@ def _mesh(triangles: Any, index: Any, position: Any, weight: Any) -> Arrays:
 
 def _read_edges(archive: _Archive, member: str) -> list[tuple[int, int]]:
     """The literal of FACEMESH_TESSELATION in a Python file, which is parsed and never run."""
-    for node in ast.parse(archive.read(member)).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "FACEMESH_TESSELATION":
-            return list(ast.literal_eval(node.value.args[0]))  # type: ignore[attr-defined]
+    try:
+        for node in ast.parse(archive.read(member)).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "FACEMESH_TESSELATION":
+                return [(int(a), int(b)) for a, b in ast.literal_eval(node.value.args[0])]  # type: ignore[attr-defined]
+    except (SyntaxError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise archive.damaged(f"{member}: {error}") from error
     raise archive.damaged(f"{member} has no FACEMESH_TESSELATION")
 
 

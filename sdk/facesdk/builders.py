@@ -49,7 +49,7 @@ def for_name(name: str) -> Builder:
         raise MissingDependency(
             f"no builder makes the bundle {name!r}",
             cause=f"none of the entry points {GROUP} has this name",
-            remedy='pip install --force-reinstall --no-deps facesdk; pip install "facesdk[build]"',
+            remedy="the installation is incomplete: install FaceSDK again, in a clone: pip install -e .",
         )
     return builder
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,9 +67,9 @@ class Bundle:
         """The arrays of `<name>.npz` in the folder."""
         path = self.folder / f"{name}.npz"
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 return dict(archive)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{path} cannot be read", cause=str(error), remedy=_again(self.name)) from error
 
     def verify(self) -> None:
@@ -114,4 +116,4 @@ def _is_engine(forms: Any) -> bool:
 
 
 def _again(name: str) -> str:
-    return f"facesdk models pull {name} --force"
+    return f"facesdk models pull {name} --force; for a file of your own: facesdk models add PATH"

@@ -26,8 +26,7 @@ _REQUIRED = {
     "facesdk": "facesdk", "numpy": "numpy", "onnxruntime": "onnxruntime", "opencv-python-headless": "cv2",
     "pillow": "PIL", "filelock": "filelock", "tqdm": "tqdm",
 }  # fmt: skip
-# optional distribution -> the extra that brings it
-_OPTIONAL = {"openvino": "openvino", "onnx": "build"}
+_OPTIONAL = ("openvino", "onnx")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +70,15 @@ def _packages() -> Iterator[Finding]:
         elif importlib.util.find_spec(module):  # built by hand, or the system's own
             yield Finding("packages", name, "ok", f"{module}, of unknown version")
         else:
-            yield Finding("packages", name, "problem", "not installed", f"pip install {name}")
+            yield Finding(
+                "packages",
+                name,
+                "problem",
+                "not installed",
+                "pip install -e . in a clone" if name == "facesdk" else f"pip install {name}",
+            )
     for name, version in versions(_OPTIONAL).items():
-        remedy = "" if version else f'pip install "facesdk[{_OPTIONAL[name]}]"'
+        remedy = "" if version else f"pip install {name}"
         yield Finding("packages", name, "ok" if version else "note", version or "not installed (optional)", remedy)
 
 

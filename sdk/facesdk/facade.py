@@ -10,7 +10,7 @@ from pathlib import Path
 from .annotation.annotator import AnnotateOptions, Annotation, Annotator
 from .annotation.tracking import Tracker, TrackOptions
 from .engine import Device
-from .errors import FaceSDKError, ModelNotFound
+from .errors import FaceSDKError, ModelNotFound, UsageError
 from .face import Face
 from .image import PictureSource, read_image
 from .store import Store
@@ -22,7 +22,7 @@ ANNOTATION_BUNDLES = ("annotation-478", "annotation")
 class FaceSDK:
     """Faces in, faces out.  Engines open at first use; safe to use from several threads; a context manager.
 
-    device      see Engine.open.   threads: processor threads of each engine, None leaves it to the backend.
+    device      see Engine.open.   threads: processor threads of each engine; None: what suits its networks.
     annotation  name of a bundle in the store or path of a bundle folder; by default the best one in the store.
     """
 
@@ -55,7 +55,10 @@ class FaceSDK:
         """One Annotation per picture, in order: its faces, or the `error` (NoFaceFound, ImageError) instead.
 
         workers  pictures in work at once; at most twice as many are held in memory.
+        Raises UsageError, ModelNotFound.
         """
+        if workers < 1:
+            raise UsageError(f"workers is {workers}", remedy="give 1 or more")
         options, annotator = options or AnnotateOptions(), self.annotator
 
         def one(image: PictureSource) -> Annotation:
@@ -112,4 +115,4 @@ class FaceSDK:
         bundle = self._store.open(installed[0] if self._annotation is None else self._annotation)
         # task files lack the full-range detector that finds small faces; the wheel's bundle has it
         more = self._store.open("annotation") if "annotation" in installed else None
-        return Annotator(bundle, self._device, self._threads, more_detectors=more)
+        return Annotator(bundle, self._device, 1 if self._threads is None else self._threads, more_detectors=more)

@@ -18,7 +18,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises OutputError where the folder cannot be made or written; what was at `path` stays.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    if not path.name:
+        raise OutputError(f"{str(path)!r} is not the name of a file", remedy="give a path that ends in one")
+    # short: beside a name of the greatest length it must not be too long
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)

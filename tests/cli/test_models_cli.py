@@ -14,7 +14,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 MANIFEST = f"""
 [bundle]
 name = "annotation"
-system = "mediapipe"
+system = "annotation"
 licence = "Apache-2.0"
 [files]
 "engine.bin" = "{SHA256}"

@@ -123,7 +123,7 @@ def test_pull_of_an_unknown_name(store):
 
 def test_pull_without_a_builder(store, monkeypatch):
     monkeypatch.setattr(builders, "installed", lambda: ())
-    with pytest.raises(MissingDependency, match="facesdk\\[build\\]"):
+    with pytest.raises(MissingDependency, match="install FaceSDK again"):
         store.pull("demo")
 
 

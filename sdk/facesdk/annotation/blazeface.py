@@ -98,8 +98,9 @@ def weighted_nms(rows: Floats, scores: npt.NDArray[np.float64], iou: float) -> l
     merged = []
     while len(rows):
         group = box_iou(rows[0], rows) > iou
-        if not group.any():  # a box without area overlaps nothing, not even itself
-            break
+        if not group[0]:  # a box without area overlaps nothing, not even itself
+            rows, scores = rows[1:], scores[1:]
+            continue
         weights = scores[group]
         merged.append(((rows[group] * weights[:, None]).sum(axis=0) / weights.sum(), float(scores[0])))
         rows, scores = rows[~group], scores[~group]

@@ -21,11 +21,12 @@ _OUTER_EYE_CORNERS = (33, 263)
 class FaceMesh:
     """The landmark networks of a bundle, with what is known of its mesh: triangles, canonical face, five points.
 
-    Engine `landmarks`: `image` uint8 (n, size, size, 3) RGB -> `landmarks` (n, 3 points) in patch pixels, `presence`
-    (n, 1) logit.  Engine `blendshapes`, where the bundle has it: `points` (1, k, 2) px -> `scores` (names,).
+    Engine `landmarks`: `image` uint8 (n, size, size, 3) RGB -> `landmarks` (n, ..., 3 points) in patch pixels,
+    `presence` (n, ...) logit.  Engine `blendshapes`, where the bundle has it: `points` (1, k, 2) px ->
+    `scores` (names,).
     """
 
-    def __init__(self, bundle: Bundle, device: Device, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
         self._engine = bundle.open("landmarks", device, threads=threads)
         self._size = int(self._engine.inputs[0].shape[1] or 0)
         constants, arrays = bundle.constants["landmarks"], bundle.arrays("mesh")

@@ -91,6 +91,7 @@ def _crop_around(picture: Picture, region: Region) -> tuple[Picture, int, int]:
     return picture[top:bottom, left:right], left, top
 
 
+@functools.lru_cache(maxsize=16)  # frames of a video and photos of a camera share their letterbox
 def _exact_map(region: Region, size: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint16]]:
     """OpenCV's fixed-point map of an upright region, ties as in MediaPipe.
 
@@ -103,13 +104,12 @@ def _exact_map(region: Region, size: int) -> tuple[npt.NDArray[np.int16], npt.ND
         ((m[0] * start + (m[1] * rows + m[2])[:, None])[:, :, None] + m[0] * within).reshape(size, -1)[:, :size]
         for m in _patch_to_image(region, size)
     )
-    x, y = (np.rint(position * (32 / w)).astype(np.int32) for position in (x, y))
     # far outside the picture any clipped position samples the border alike
+    x, y = (np.clip(np.rint(position * (32 / w)), -(1 << 30), 1 << 30).astype(np.int32) for position in (x, y))
     whole = np.stack([np.clip(position >> 5, -32768, 32767) for position in (x, y)], axis=-1).astype(np.int16)
     return whole, ((y & 31) << 5 | (x & 31)).astype(np.uint16)
 
 
-@functools.lru_cache(maxsize=8)
 def _columns(size: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     blocks = -(-size // _BLOCK)
     return np.arange(blocks, dtype=np.float64) * _BLOCK, np.arange(min(size, _BLOCK), dtype=np.float64)

@@ -40,6 +40,7 @@ def prepare(picture: Picture, options: ScrfdOptions) -> tuple[npt.NDArray[np.flo
     height, width = picture.shape[:2]
     size = options.size
     fitted = (int(size * width / height), size) if height > width else (size, int(size * height / width))
+    fitted = max(1, fitted[0]), max(1, fitted[1])  # a picture of extreme proportions keeps one row or column
     canvas = np.zeros((size, size, 3), np.uint8)
     canvas[: fitted[1], : fitted[0]] = cv2.resize(picture, fitted)
     blob = (canvas.transpose(2, 0, 1)[None].astype(np.float32) - options.mean) / np.float32(options.std)

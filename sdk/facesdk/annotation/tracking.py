@@ -34,6 +34,8 @@ class TrackOptions:
         for name in ("frames_per_second", "detect_every", "min_cutoff", "derivative_cutoff"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}", remedy="give a positive number")
+        if not self.beta >= 0:
+            raise UsageError(f"beta is {self.beta}", remedy="give 0 or more")
 
 
 class OneEuro:

@@ -34,7 +34,7 @@ def open_backend(source: Source, card: Card, device: Device) -> tuple[Backend, s
         raise UsageError(
             f"precision bf16 does not run on device {device}",
             cause="ONNX Runtime has no bf16 kernels for processors",
-            remedy='ask for device="openvino"; install it with: pip install "facesdk[openvino]"',
+            remedy='ask for device="openvino"; install it with: pip install openvino',
         )
     for path in (source.path, *source.forms.values()):
         if not path.is_file():

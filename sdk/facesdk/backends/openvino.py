@@ -103,7 +103,7 @@ def _import() -> Any:
         import openvino
     except ImportError as error:
         raise ProviderUnavailable(
-            "device 'openvino' cannot be used here", cause=str(error), remedy='pip install "facesdk[openvino]"'
+            "device 'openvino' cannot be used here", cause=str(error), remedy="pip install openvino"
         ) from error
     return openvino
 

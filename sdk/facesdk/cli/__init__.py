@@ -61,10 +61,12 @@ def _parser(verbs: dict[str, EntryPoint], words: list[str]) -> argparse.Argument
     parser = argparse.ArgumentParser(prog="facesdk", description="Faces in photos, on ONNX engines.")
     parser.add_argument("--version", action="version", version=f"facesdk {version('facesdk')}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    # only the verb that was typed is imported: the others' libraries would cost start-up time
-    asked = next((word for word in words if word in verbs), None)
+    # only the verb that was typed is imported, and all for the list of them: libraries would cost start-up time
+    asked = {next((word for word in words if word in verbs), "")}
+    if asked == {""} and {"-h", "--help"} & set(words):
+        asked = set(verbs)
     for name in sorted(verbs):
-        if asked not in (None, name):
+        if name not in asked:
             subparsers.add_parser(name)
             continue
         command: Command = verbs[name].load()

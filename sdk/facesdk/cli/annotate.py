@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +22,8 @@ from .options import add_options, read_options
 from .progress import progress
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"}
+
+_OVERLAY, _REGIONS = ".overlay.png", ".regions.png"
 
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Any]:
@@ -60,8 +62,7 @@ def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
                     raise annotation.error
                 written = _write(picture, annotation, target)
                 if options.dense_face is not None:
-                    number = len(results) + 1
-                    written["dense_face"] = _write_dense_face(options, number, picture, annotation.faces[0])
+                    written["dense_face"] = _write_dense_face(options, picture, annotation.faces[0])
                 results.append({"photo": str(photo), **written})
             except FaceSDKError as error:
                 errors.append(error)
@@ -80,18 +81,19 @@ def _write(picture: Picture, annotation: Annotation, target: Path) -> dict[str, 
         "passes": annotation.passes,
         "timings_ms": {stage: round(ms, 3) for stage, ms in annotation.timings_ms.items()},
     }
-    overlay, regions, table = (target.with_name(target.name + end) for end in (".overlay.png", ".regions.png", ".json"))
+    overlay, regions, table = (target.with_name(target.name + end) for end in (_OVERLAY, _REGIONS, ".json"))
     write_image(overlay, draw_overlay(picture, annotation.faces))
     write_image(regions, draw_regions(annotation.faces, annotation.image_size))
     write_text(table, json.dumps(report, indent=1) + "\n")
     return {**report, "files": [str(path) for path in (overlay, regions, table)]}
 
 
-def _write_dense_face(options: argparse.Namespace, number: int, picture: Picture, face: Face) -> dict[str, str]:
+def _write_dense_face(options: argparse.Namespace, picture: Picture, face: Face) -> dict[str, str]:
     """Write one sample of the data set and the inputs of inference; what `--json` says of them."""
     from .. import dense_face
 
     root = options.output / "dense_face"
+    number = dense_face.next_number(root, options.dense_face)
     row = dense_face.write_sample(root, options.dense_face, number, picture, face)
     dense_face.append_index(root / "CASIA" / "index.csv", [row])
     dense_face.add_subjects(root / "CASIA" / "subjects.txt", [options.dense_face])
@@ -102,8 +104,8 @@ def _write_dense_face(options: argparse.Namespace, number: int, picture: Picture
 
 def _say(result: dict[str, Any]) -> None:
     if error := result.get("error"):
-        remedy = f"\n  remedy: {error['remedy']}" if error["remedy"] else ""
-        print(f"{result['photo']}: {error['fact']} [{error['code']}]{remedy}", file=sys.stderr)
+        details = "".join(f"\n  {part}: {error[part]}" for part in ("cause", "remedy") if error[part])
+        print(f"{result['photo']}: {error['fact']} [{error['code']}]{details}", file=sys.stderr)
         return
     print(f"{result['photo']}: {len(result['faces'])} face(s)")
     for number, face in enumerate(result["faces"], start=1):
@@ -116,18 +118,28 @@ def _say(result: dict[str, Any]) -> None:
 
 def _targets(photos: Iterable[Path], folder: Path) -> dict[Path, Path]:
     """Photo -> path stem of its results; photos of one name get a number.  Raises UsageError where there are none."""
-    found: list[Path] = []
-    for path in photos:
-        found += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+    found = [photo for path in photos for photo in (_pictures(path) if path.is_dir() else [path])]
     if not found:
         raise UsageError(
             "no pictures", cause="the folders hold none", remedy=f"pictures end in {', '.join(sorted(SUFFIXES))}"
         )
     targets: dict[Path, Path] = {}
-    taken: Counter[str] = Counter()
-    for photo in found:
-        if photo not in targets:
-            taken[photo.stem] += 1
-            number = f"-{taken[photo.stem]}" if taken[photo.stem] > 1 else ""
-            targets[photo] = folder / f"{photo.stem}{number}"
+    stems, taken = {photo.stem for photo in found}, set[str]()
+    for photo in dict.fromkeys(found):
+        name = photo.stem
+        if name in taken:  # a number that makes no other photo's name: a-2.png keeps its own beside two a.png
+            numbered = (f"{photo.stem}-{number}" for number in itertools.count(2))
+            name = next(other for other in numbered if other not in taken and other not in stems)
+        taken.add(name)
+        targets[photo] = folder / name
     return targets
+
+
+def _pictures(folder: Path) -> list[Path]:
+    try:
+        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+        return [path for path in found if not path.name.endswith((_OVERLAY, _REGIONS))]
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot be listed", cause=error.strerror or str(error), remedy="check its permissions"
+        ) from error

@@ -16,6 +16,7 @@ from ..errors import EngineUnreadable, FaceSDKError, ImageError, ModelNotFound, 
 from ..files import sha256
 from ..graph import Graph, Value
 from ..provenance import PictureFile
+from ..store import Store
 
 # EXIF 2.32, tag Orientation: what a viewer does with the stored pixels
 _ORIENTATIONS = {
@@ -27,12 +28,12 @@ _ORIENTATIONS = {
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Any]:
     """Say what an ONNX file, a bundle's folder or a picture is, and where it comes from."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="an ONNX file, a folder with bundle.toml, a picture")
+    parser.add_argument("file", type=Path, metavar="FILE", help="an ONNX file, a bundle (folder or name), a picture")
     return _run
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
-    document = inspect(options.file)
+    document = inspect(options.file if options.file.exists() else _installed(options.file))
     if not options.json:
         print(_text(document))
     return document
@@ -78,6 +79,12 @@ def _signature(path: Path) -> dict[str, Any]:
         "inputs": [dataclasses.asdict(value) for value in graph.inputs],
         "outputs": [dataclasses.asdict(value) for value in graph.outputs],
     }
+
+
+def _installed(path: Path) -> Path:
+    """The folder of the bundle that is installed under this name, else the path itself."""
+    folder = Store().path(str(path))
+    return folder if len(path.parts) == 1 and folder.is_dir() else path
 
 
 def _bundle(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from .crop import crop, crop_landmarks, crop_pose
 from .index import COLUMNS, IndexRow, add_subjects, append_index
 from .landmark_file import load_landmarks, save_landmarks
 from .pose_hint import draw_pose_axes
-from .sample import InferenceInputs, write_inference_inputs, write_sample
+from .sample import InferenceInputs, next_number, write_inference_inputs, write_sample
 
 __all__ = [
     "COLUMNS",
@@ -24,6 +24,7 @@ __all__ = [
     "draw_pose_axes",
     "face_box",
     "load_landmarks",
+    "next_number",
     "save_landmarks",
     "write_inference_inputs",
     "write_sample",

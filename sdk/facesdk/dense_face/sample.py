@@ -58,6 +58,12 @@ def write_inference_inputs(
     return InferenceInputs(cropped_face, mask, pose_hint, aligned)
 
 
+def next_number(root: str | os.PathLike[str], subject_id: int) -> int:
+    """The first number, from 1, behind all pictures that a subject has below `root`."""
+    images = Path(root, "CASIA", "CASIAFaces", subject_name(subject_id), "images")
+    return 1 + max((int(path.stem) for path in images.glob("*.jpg") if path.stem.isdecimal()), default=0)
+
+
 def write_sample(
     root: str | os.PathLike[str],
     subject_id: int,
