@@ -59,7 +59,8 @@ class Store:
         """The installed bundle of that name, else the bundle in that folder; raises ModelNotFound or BundleError."""
         name = str(name_or_path)
         folder = self.path(name) if name in self._installed() else Path(name_or_path)
-        if not folder.is_dir():
+        chance = name in self.models and not (folder / MANIFEST).is_file()  # a folder that only happens to be called so
+        if chance or not folder.is_dir():
             raise self._not_found(name)
         return Bundle(folder)
 

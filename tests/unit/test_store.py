@@ -323,6 +323,13 @@ def test_open_what_is_not_there(store, name, remedy):
     assert remedy in caught.value.remedy
 
 
+def test_a_folder_that_only_has_a_models_name(store, tmp_path, monkeypatch):
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFound, match="models pull demo"):
+        store.open("demo")
+
+
 def test_verify(store, own_bundle):
     folder = store.pull("demo").folder
     store.add(own_bundle)
