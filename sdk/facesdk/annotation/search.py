@@ -18,9 +18,9 @@ class Pass:
     views: tuple[Region, ...]
 
 
-#: the smallest face, as a share of its view, that the detector finds reliably: of seven photos shown at falling
-#: sizes all were found (score >= 0.5) down to this share
-RELIABLE_SHARE = {"detector_short": 0.18, "detector_full": 0.08}
+#: the smallest face, as a share of its view, that a detector finds reliably: of seven photos shown at falling sizes
+#: all scored 0.5 or more down to this share (benchmarks/detection.py)
+RELIABLE_SHARE = {"detector_short": 0.18, "detector_full": 0.1}
 #: overlap of neighbouring tiles: a face up to this share of a tile is whole in at least one
 OVERLAP = {"detector_short": 0.5, "detector_full": 0.25}
 
@@ -29,7 +29,7 @@ def passes(width: int, height: int, detectors: tuple[str, ...], smallest_px: flo
     """Passes in the order of their cost, the first one MediaPipe's own.
 
     whole     the letterboxed picture, short range: faces from about 1/6 of it.
-    far       the same view with the full-range network, where the bundle has one: from about 1/12.
+    far       the same view with the full-range network, where the bundle has one: from about 1/10.
     close-up  the picture on a wider black margin: faces that fill or leave the frame.
     turned    views turned by 90, 270, 180 degrees: lying and upside-down heads.
     tiles     ever smaller overlapping squares, down to faces of `smallest_px`.
