@@ -11,7 +11,11 @@ $(VENV)/.base: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[build]"
 	touch $@
 
+# this version's wheel for processors is small; the plain name would bring gigabytes of CUDA on some indexes
+TORCH ?= torch==2.13.0
+
 $(VENV)/.dev: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
 

@@ -9,11 +9,13 @@ import json
 import os
 import platform
 import re
+import resource
 import statistics
 import subprocess
 import sys
+import time
 import venv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +119,18 @@ def serve(answer: Any) -> None:
     """Answer JSON lines on standard input by `answer(question)` until it closes."""
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)
+
+
+def timed(work: Callable[[], Any], calls: int) -> list[float]:
+    """Milliseconds of each call."""
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def peak_memory_mb() -> float:
+    """Largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,7 +1,6 @@
 """Worker: FaceSDK's annotation chain.  Arguments: bundle folder, device."""
 
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -10,7 +9,7 @@ import onnxruntime
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from facesdk import AnnotateOptions, Bundle, read_image
 from facesdk.annotation.annotator import Annotator
-from harness import serve
+from harness import serve, timed
 
 cv2.setNumThreads(1)
 annotator = Annotator(Bundle(sys.argv[1]), sys.argv[2], threads=1)
@@ -28,13 +27,9 @@ def versions() -> str:
 def answer(question):
     if question["do"] == "about":
         return versions()
-    picture, times = read_image(question["picture"]), []
-    for _ in range(question["calls"]):
-        start = time.perf_counter()
-        found = annotator(picture, options)
-        times.append((time.perf_counter() - start) * 1e3)
-        assert found.faces[0].blendshapes is not None
-    return times
+    picture = read_image(question["picture"])
+    assert annotator(picture, options).faces[0].blendshapes is not None
+    return timed(lambda: annotator(picture, options), question["calls"])
 
 
 serve(answer)

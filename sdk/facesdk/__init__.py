@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from .errors import FaceSDKError, NoFaceFound
     from .facade import FaceSDK
     from .face import Face
+    from .identity import Identity
     from .image import read_image, write_image
+    from .provenance import Provenance
     from .store import Store
 
 _HOMES = {
@@ -32,7 +34,9 @@ _HOMES = {
     "FaceSDK": "facade",
     "FaceSDKError": "errors",
     "HeadPose": "annotation.geometry",
+    "Identity": "identity",
     "NoFaceFound": "errors",
+    "Provenance": "provenance",
     "Store": "store",
     "TrackOptions": "annotation.tracking",
     "read_image": "image",
@@ -40,7 +44,7 @@ _HOMES = {
 }
 __all__ = [
     "AnnotateOptions", "Annotation", "Bundle", "Card", "Engine", "Face", "FaceSDK", "FaceSDKError", "HeadPose",
-    "NoFaceFound", "Store", "TrackOptions", "read_image", "write_image",
+    "Identity", "NoFaceFound", "Provenance", "Store", "TrackOptions", "read_image", "write_image",
 ]  # fmt: skip
 
 logging.getLogger("facesdk").addHandler(logging.NullHandler())

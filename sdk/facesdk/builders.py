@@ -22,7 +22,7 @@ class Builder(Protocol):
     names: tuple[str, ...]
 
     def recognises(self, path: Path) -> str | None:
-        """Name of the bundle that would be made of a user's file, or None; by a glance at the file."""
+        """Name of the bundle that would be made of a user's file or folder, or None; by a glance at it."""
 
     def build(self, source: Path, folder: Path) -> None:
         """Write `bundle.toml` and its files into the empty `folder`; raises FaceSDKError."""
@@ -55,14 +55,14 @@ def for_name(name: str) -> Builder:
 
 
 def for_file(path: Path) -> tuple[str, Builder]:
-    """(Name of the bundle that a user's file becomes, its builder); raises UsageError."""
+    """(Name of the bundle that a user's file or folder becomes, its builder); raises UsageError."""
     builders = installed()
     for builder in builders:
-        if path.is_file() and (name := builder.recognises(path)):
+        if name := builder.recognises(path):
             return name, builder
     known = ", ".join(name for builder in builders for name in builder.names) or "none"
     raise UsageError(
         f"{path} is not a file that a bundle can be made of",
         cause=f"no builder recognises it; bundles that can be made: {known}",
-        remedy="give an undamaged model file (face_landmarker.task, ...) or a folder with bundle.toml",
+        remedy="give an undamaged model file (face_landmarker.task, buffalo_l.zip, ...) or a folder with bundle.toml",
     )

@@ -20,6 +20,7 @@ class Card:
 
     inputs, outputs  tensor name -> meaning, unit and range in one line.
     example_shapes   input name -> a typical shape, for benchmarks and for choosing a backend.
+    deviation        output name -> largest difference from the source network, in standard deviations of the output.
     """
 
     system: str = ""
@@ -33,6 +34,7 @@ class Card:
     inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     example_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    deviation: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def to_properties(self) -> dict[str, str]:
         """The card as ONNX `metadata_props`: one property a field, tables as JSON."""

@@ -71,6 +71,12 @@ class NoFaceFound(FaceSDKError, LookupError):
         super().__init__(fact, cause=f"reason: {reason}", remedy=remedy)
 
 
+class EmbeddingSpaceMismatch(FaceSDKError, ValueError):
+    """Two identities come from different encoders or preprocessings; their cosine would mean nothing."""
+
+    code = "embedding-space"
+
+
 # -- engines ----------------------------------------------------------------------------------------------
 
 
@@ -167,6 +173,12 @@ class UnsupportedOperator(ConversionError):
     """The model holds an operator, or a form of it, that the converter does not translate."""
 
     code = "unsupported-operator"
+
+
+class ToleranceExceeded(FaceSDKError, ArithmeticError):
+    """An engine differs from what it was made of by more than its tolerance, and was not written."""
+
+    code = "tolerance"
 
 
 def one_of(what: str, value: object, choices: Sequence[str]) -> UsageError:

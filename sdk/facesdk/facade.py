@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 from .annotation.annotator import AnnotateOptions, Annotation, Annotator
 from .annotation.tracking import Tracker, TrackOptions
+from .encoder import Encoder, find_bundle
 from .engine import Device
 from .errors import FaceSDKError, ModelNotFound, UsageError
 from .face import Face
-from .image import PictureSource, read_image
+from .identity import Identity
+from .image import Picture, PictureSource, read_image
 from .store import Store
+from .swap.choose import choose_faces
+from .swap.networks import SourceFace, SwapNetworks
+from .swap.networks import find_bundle as find_swap_bundle
+from .swap.paste import PasteOptions
+from .swap.swapper import SwapOptions, Swapper, SwapResult
 
 #: annotation bundles in the order in which they are taken; the one with irises and blendshapes first
 ANNOTATION_BUNDLES = ("annotation-478", "annotation")
+
+IdentitySource = Identity | PictureSource | Sequence[PictureSource]
+
+log = logging.getLogger("facesdk")
 
 
 class FaceSDK:
@@ -24,6 +37,7 @@ class FaceSDK:
 
     device      see Engine.open.   threads: processor threads of each engine; None: what suits its networks.
     annotation  name of a bundle in the store or path of a bundle folder; by default the best one in the store.
+    encoder     the same for the encoder, swapper for face swap; by default the only one in the store.
     """
 
     def __init__(
@@ -32,12 +46,17 @@ class FaceSDK:
         *,
         threads: int | None = None,
         annotation: str | Path | None = None,
+        encoder: str | Path | None = None,
+        swapper: str | Path | None = None,
         store: Store | None = None,
     ) -> None:
-        self._device, self._threads, self._annotation = device, threads, annotation
+        self._device, self._threads = device, threads
+        self._annotation, self._encoder_name, self._swapper_name = annotation, encoder, swapper
         self._store = store or Store()
         self._lock = threading.Lock()
         self._annotator: Annotator | None = None
+        self._encoder: Encoder | None = None
+        self._swapper: Swapper | None = None
 
     def annotate(self, image: PictureSource, options: AnnotateOptions | None = None) -> list[Face]:
         """The faces of a picture, best first.
@@ -87,6 +106,79 @@ class FaceSDK:
         for frame in frames:
             yield tracker(read_image(frame))
 
+    def encode(
+        self, images: PictureSource | Sequence[PictureSource], face: Face | None = None, *, flip: bool = False
+    ) -> Identity:
+        """The identity of the person in a picture, or in a list of pictures of one person.
+
+        face  whose, in a single picture; by default the largest, and the log says so where there are others.
+        flip  mean over each crop and its mirror image, at twice the work.
+        Raises NoFaceFound, ImageError, ModelNotFound, UsageError.
+        """
+        several = cast(Sequence[PictureSource], images if isinstance(images, list | tuple) else [images])
+        if face is not None and len(several) != 1:
+            raise UsageError(f"one face for {len(several)} pictures", remedy="give a single picture, or leave it out")
+        pictures = (read_image(image) for image in several)  # one at a time in memory
+        return self.encoder.encode_many(((p, face or self._largest_face(p)) for p in pictures), flip=flip)
+
+    def compare(self, a: IdentitySource, b: IdentitySource) -> float:
+        """Cosine -1..1 of two identities, or of those of pictures; raises EmbeddingSpaceMismatch, or as `encode`."""
+        one, other = (source if isinstance(source, Identity) else self.encode(source) for source in (a, b))
+        return one.cosine(other)
+
+    def swap(
+        self,
+        source: SourceFace | PictureSource | Sequence[PictureSource],
+        target: PictureSource,
+        faces: str = "all",
+        options: SwapOptions | None = None,
+        paste: PasteOptions | None = None,
+        *,
+        like: SourceFace | None = None,
+    ) -> SwapResult:
+        """The target with the source's identity on the faces that `faces` names (see `choose_faces`).
+
+        source  photo or photos of the source, or what `swap_source` made of them.
+        like    of the faces named, only the one most like this person.
+        Raises NoFaceFound, ImageError, ModelNotFound, UsageError.
+        """
+        if not isinstance(source, SourceFace):
+            source = self.swap_source(source, options.template if options else None)
+        picture = read_image(target)
+        chosen = self.chosen_faces(picture, faces)
+        if like is not None:
+            chosen = [self.swapper.most_like(picture, chosen, like, options.template if options else None)]
+        return self.swapper.swap(picture, chosen, source, options, paste)
+
+    def swap_source(self, images: PictureSource | Sequence[PictureSource], template: str | None = None) -> SourceFace:
+        """What a swap needs of the source, from the largest face of one photo or of several; for many targets."""
+        several = cast(Sequence[PictureSource], images if isinstance(images, list | tuple) else [images])
+        pictures = (read_image(image) for image in several)
+        sources = [self.swapper.source(picture, self._largest_face(picture), template) for picture in pictures]
+        return self.swapper.networks.mean(sources)
+
+    def chosen_faces(self, picture: Picture, which: str) -> list[Face]:
+        """The faces of a picture that `which` names: all, largest, a number from the left, or a position."""
+        return choose_faces(self.annotate(picture), which)
+
+    @property
+    def swapper(self) -> Swapper:
+        """The face swap networks, opened at first use."""
+        with self._lock:
+            if self._swapper is None:
+                bundle = find_swap_bundle(self._store, self._swapper_name)
+                self._swapper = Swapper(SwapNetworks(bundle, self._device, self._threads))
+            return self._swapper
+
+    @property
+    def encoder(self) -> Encoder:
+        """The identity encoder, opened at first use."""
+        with self._lock:
+            if self._encoder is None:
+                bundle = find_bundle(self._store, self._encoder_name)
+                self._encoder = Encoder(bundle, self._device, self._threads)
+            return self._encoder
+
     @property
     def annotator(self) -> Annotator:
         """The annotation chain, opened at first use."""
@@ -98,15 +190,23 @@ class FaceSDK:
     def close(self) -> None:
         """Free every engine; a later call opens them again."""
         with self._lock:
-            annotator, self._annotator = self._annotator, None
-        if annotator is not None:
-            annotator.close()
+            opened = [part for part in (self._annotator, self._encoder, self._swapper) if part is not None]
+            self._annotator = self._encoder = self._swapper = None
+        for part in opened:
+            part.close()
 
     def __enter__(self) -> FaceSDK:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _largest_face(self, picture: Picture) -> Face:
+        faces = self.annotate(picture)
+        (largest,) = choose_faces(faces, "largest")
+        if len(faces) > 1:
+            log.warning("%d faces: the largest is taken, at %s", len(faces), largest.box.round().astype(int).tolist())
+        return largest
 
     def _open_annotator(self) -> Annotator:
         installed = [name for name in ANNOTATION_BUNDLES if self._store.path(name).is_dir()]

@@ -20,6 +20,7 @@ from PIL import Image as Pillow
 
 from .errors import ImageAnimated, ImageArrayError, ImageError, ImageTooLarge
 from .files import atomic_path
+from .provenance import Provenance, save_marked
 
 Picture = npt.NDArray[np.uint8]
 PictureSource = str | os.PathLike[str] | bytes | BinaryIO | Pillow.Image | npt.NDArray[np.uint8]
@@ -82,10 +83,11 @@ def check_picture(array: npt.NDArray[np.generic]) -> Picture:
     return array.astype(np.uint8, copy=False)
 
 
-def write_image(path: str | os.PathLike[str], picture: Picture) -> None:
+def write_image(path: str | os.PathLike[str], picture: Picture, provenance: Provenance | None = None) -> None:
     """Write an RGB or one-channel uint8 picture, whole or not at all; the suffix chooses the format.
 
-    Raises OutputError, ImageArrayError, ImageError for a suffix that Pillow does not write.
+    provenance  marks what a model made (PNG, JPEG, WebP, TIFF, GIF, AVIF); None writes no mark.
+    Raises OutputError, ImageArrayError, ImageError for a suffix that Pillow does not write or that carries no mark.
     """
     path = Path(path)
     if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)):
@@ -95,7 +97,12 @@ def write_image(path: str | os.PathLike[str], picture: Picture) -> None:
         )
     with atomic_path(path) as temporary:
         try:
-            Pillow.fromarray(picture).save(temporary, quality=_QUALITY)
+            if provenance is None:
+                Pillow.fromarray(picture).save(temporary, quality=_QUALITY)
+            else:
+                save_marked(Pillow.fromarray(picture), temporary, provenance, quality=_QUALITY)
+        except ImageError:
+            raise
         except (ValueError, KeyError) as error:
             raise ImageError(
                 f"{path.name} cannot be written as {path.suffix!r}", cause=str(error), remedy="use .png or .jpg"

@@ -1,4 +1,4 @@
-"""What a picture file says about its origin: XMP and EXIF, read without decoding the picture."""
+"""What a picture file says about its origin: XMP written, XMP and EXIF read without decoding the picture."""
 
 from __future__ import annotations
 
@@ -8,16 +8,110 @@ import mmap
 import re
 import struct
 import warnings
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Literal, get_args
+from xml.sax.saxutils import quoteattr
 
 from PIL import Image as Pillow
-from PIL import UnidentifiedImageError
+from PIL import PngImagePlugin, UnidentifiedImageError
 
-from .errors import ImageError, ImageTooLarge
+from .errors import ImageError, ImageTooLarge, UsageError, one_of
 
 _ORIENTATION, _SOFTWARE = 0x0112, 0x0131  # EXIF 2.32
 _PACKET = re.compile(rb"<x:xmpmeta.*?</x:xmpmeta>|<rdf:RDF.*?</rdf:RDF>", re.DOTALL)
 _MOST_XMP_BYTES = 1 << 20
+
+Kind = Literal["swapped", "generated"]
+# IPTC NewsCodes, controlled vocabulary digitalsourcetype
+_SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+_SOURCE_TYPE = {"swapped": "compositeWithTrainedAlgorithmicMedia", "generated": "trainedAlgorithmicMedia"}
+_NAMESPACES = {
+    "Iptc4xmpExt": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/",
+    "xmp": "http://ns.adobe.com/xap/1.0/",
+    "facesdk": "urn:facesdk:provenance:1",
+}
+_LONGEST = 256  # of a bundle's name and version; a JPEG segment holds 64 KiB
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What is written into a picture that a model made.
+
+    kind     "swapped": a photo with a part made by a model; "generated": made by a model altogether.
+    bundle   name of the bundle that made it.   version: of that bundle, empty where it has none.
+    """
+
+    kind: Kind
+    bundle: str
+    version: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise one_of("kind", self.kind, get_args(Kind))
+        for name, text in (("bundle", self.bundle), ("version", self.version)):
+            if not text.isprintable() or len(text) > _LONGEST or (name == "bundle" and not text):
+                raise UsageError(f"{name} is {text[:40]!r}", remedy=f"give 1 to {_LONGEST} printable characters")
+
+    def to_xmp(self) -> str:
+        """The XMP packet (ISO 16684-1): IPTC's digital source type, the software, the bundle."""
+        properties = {
+            "Iptc4xmpExt:DigitalSourceType": _SOURCE_TYPES + _SOURCE_TYPE[self.kind],
+            "xmp:CreatorTool": f"FaceSDK {version('facesdk')}",
+            "facesdk:bundle": self.bundle,
+            **({"facesdk:bundleVersion": self.version} if self.version else {}),
+        }
+        spaces = {f"xmlns:{prefix}": address for prefix, address in _NAMESPACES.items()}
+        attributes = "".join(f"\n    {name}={quoteattr(value)}" for name, value in {**spaces, **properties}.items())
+        return (
+            '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n<x:xmpmeta xmlns:x="adobe:ns:meta/">\n'
+            ' <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">\n'
+            f'  <rdf:Description rdf:about=""{attributes}/>\n </rdf:RDF>\n</x:xmpmeta>\n<?xpacket end="w"?>'
+        )
+
+
+def save_marked(picture: Pillow.Image, path: Path, provenance: Provenance, **options: Any) -> None:
+    """Save with the XMP packet: PNG, JPEG, WebP, TIFF, GIF, AVIF.
+
+    MP4 is not among them: Pillow writes no video.  Raises ImageError for other formats, or what Pillow raises.
+    """
+    kind = Pillow.registered_extensions().get(path.suffix.lower(), "")
+    if kind not in _PLACES:
+        raise ImageError(
+            f"pictures of the kind {path.suffix!r} cannot carry their provenance",
+            cause="what a model made is marked as such (XMP)",
+            remedy="use .png, .jpg, .webp, .tif or .gif; or switch the mark off: provenance=None",
+        )
+    packet = provenance.to_xmp().encode()
+    picture.save(path, **options, **_PLACES[kind](packet))
+    if kind == "GIF":
+        # an application extension before the trailer; XMP's own trick lets readers of sub-blocks find its end
+        data = path.read_bytes()
+        end = b"\x01" + bytes(range(255, -1, -1)) + b"\0"
+        path.write_bytes(data[:-1] + b"!\xff\x0bXMP DataXMP" + packet + end + data[-1:])
+
+
+def _png_text(packet: bytes) -> dict[str, Any]:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", packet.decode())
+    return {"pnginfo": info}
+
+
+def _jpeg_segment(packet: bytes) -> dict[str, Any]:
+    body = b"http://ns.adobe.com/xap/1.0/\0" + packet
+    return {"extra": b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body}
+
+
+# Pillow's options that put an XMP packet where the format wants it (ISO 16684-3)
+_PLACES: dict[str, Callable[[bytes], dict[str, Any]]] = {
+    "PNG": _png_text,
+    "JPEG": _jpeg_segment,
+    "WEBP": lambda packet: {"xmp": packet},
+    "AVIF": lambda packet: {"xmp": packet},
+    "TIFF": lambda packet: {"tiffinfo": {700: packet}},
+    "GIF": lambda packet: {},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +119,8 @@ class PictureFile:
     """The header of a picture file.
 
     orientation  EXIF 1..8; 1 (upright) where the file has none.
-    provenance   name -> text: `DigitalSourceType` (IPTC), `software`, `bundle`; empty where nothing is recorded.
+    provenance   name -> text: `DigitalSourceType` (IPTC), `software`, `bundle`, `bundle_version`; empty where nothing
+                 is recorded.
     """
 
     format: str
@@ -72,7 +167,7 @@ def parse_xmp(packet: bytes) -> dict[str, str]:
     """The origin that an XMP packet states; by search, so that a packet that is not valid XML still tells."""
     text = packet.decode(errors="replace")
     wanted = {"DigitalSourceType": "DigitalSourceType", "CreatorTool": "software", "Software": "software",
-              "bundle": "bundle", "Bundle": "bundle"}  # fmt: skip
+              "bundle": "bundle", "Bundle": "bundle", "bundleVersion": "bundle_version"}  # fmt: skip
     found: dict[str, str] = {}
     for tag, name in wanted.items():
         if value := _property(text, tag):

@@ -64,6 +64,32 @@ class Store:
             raise self._not_found(name)
         return Bundle(folder)
 
+    def of_system(self, system: str) -> tuple[str, ...]:
+        """Names of the installed, undamaged bundles of one system."""
+        there = [entry.name for entry in self.list() if entry.path and not entry.problem]
+        return tuple(name for name in there if self.open(name).about["system"] == system)
+
+    def only(
+        self, system: str, name_or_path: str | Path | None, *, what: str, argument: str, option: str, how: str
+    ) -> Bundle:
+        """The bundle of that name or folder, else the only one of a system.
+
+        what  it is called in messages; argument, option  of FaceSDK and of the command; how  one is made.
+        Raises ModelNotFound, BundleError; UsageError where there are several to choose from.
+        """
+        if name_or_path is not None:
+            return self.open(name_or_path)
+        found = self.of_system(system)
+        if not found:
+            raise ModelNotFound(f"no {what} bundle is installed", remedy=how)
+        if len(found) > 1:
+            raise UsageError(
+                f"{len(found)} {what} bundles are installed: {', '.join(found)}",
+                cause="none is taken by chance: what they give differs",
+                remedy=f"choose one: FaceSDK({argument}={found[0]!r}), on the command line {option} {found[0]}",
+            )
+        return self.open(found[0])
+
     def pull(
         self, name: str, *, force: bool = False, accept_license: bool = False, on_progress: Progress | None = None
     ) -> Bundle:
@@ -87,7 +113,7 @@ class Store:
             )
 
     def add(self, path: str | Path, *, name: str | None = None) -> Bundle:
-        """The bundle that a builder makes of a user's file, or that is copied from a bundle's folder.
+        """The bundle that a builder makes of a user's file or folder, or that is copied from a bundle's folder.
 
         A file named like one of the catalog must have its sha256.  An installed bundle of that name is replaced.
         Raises ModelNotFound, UsageError, IntegrityError, OutputError, or what the builder raises.
@@ -171,7 +197,7 @@ class Store:
 
     def _from_file(self, path: Path) -> tuple[str, str, Callable[[Path], object]]:
         name, builder = builders.for_file(path)
-        digest = files.sha256(path)
+        digest = files.sha256(path) if path.is_file() else ""
         pinned = {model.source.file: model.source.sha256 for model in self.models.values()}
         if pinned.get(path.name, digest) != digest:
             raise IntegrityError(

@@ -9,10 +9,15 @@ from typing import Any
 
 import pytest
 
-from . import annotation
+from . import annotation, encoders, hififace, paste
 from .reference import ROOT, cases
 
-WAYS = {"annotation": annotation.WAYS}
+WAYS = {
+    "annotation": annotation.WAYS | encoders.ANNOTATION,
+    "dense_face": encoders.DENSE_FACE,
+    "hififace": hififace.WAYS | paste.WAYS,
+    "vec2face": encoders.VEC2FACE,
+}
 NOT_BUILT = "not built yet"
 
 

@@ -118,7 +118,7 @@ def _say(result: dict[str, Any]) -> None:
 
 def _targets(photos: Iterable[Path], folder: Path) -> dict[Path, Path]:
     """Photo -> path stem of its results; photos of one name get a number.  Raises UsageError where there are none."""
-    found = [photo for path in photos for photo in (_pictures(path) if path.is_dir() else [path])]
+    found = [photo for path in photos for photo in (pictures_of(path) if path.is_dir() else [path])]
     if not found:
         raise UsageError(
             "no pictures", cause="the folders hold none", remedy=f"pictures end in {', '.join(sorted(SUFFIXES))}"
@@ -135,7 +135,8 @@ def _targets(photos: Iterable[Path], folder: Path) -> dict[Path, Path]:
     return targets
 
 
-def _pictures(folder: Path) -> list[Path]:
+def pictures_of(folder: Path) -> list[Path]:
+    """The pictures of a folder by name, but for those that `annotate` wrote; raises UsageError."""
     try:
         found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
         return [path for path in found if not path.name.endswith((_OVERLAY, _REGIONS))]

@@ -38,7 +38,7 @@ def crop(picture: Picture, face: Face, *, padding: float = 0.0) -> tuple[Picture
             f"the face was found in a picture of {found}, this one is {given}",
             remedy="give the picture that was annotated, or annotate this one",
         )
-    corner, across = _square(face.landmarks, padding)
+    corner, across = stylegan_square(face.landmarks, padding)
     # the notebook adds up the components of the side, which shrinks the crop of a leaning head: its length is meant
     size = _crop_size(abs(across))
     a = (size - 1) / across
@@ -62,7 +62,7 @@ def crop_pose(pose: HeadPose, matrix: Points) -> HeadPose:
     return dataclasses.replace(pose, roll_deg=(pose.roll_deg + turn + 180) % 360 - 180)
 
 
-def _square(landmarks_px: Points, padding: float) -> tuple[complex, complex]:
+def stylegan_square(landmarks_px: Points, padding: float) -> tuple[complex, complex]:
     """Top left corner and upper side, as x + iy, of the square that StyleGAN's rule puts around eyes and mouth.
 
     StyleGAN takes the means of 68-point landmarks; the mesh's eye rings and mouth corners stand in for them.

@@ -1,0 +1,22 @@
+"""The recipes by name: which published checkpoints `facesdk export` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from ..bundles import Recipe
+from .encoders import ARCFACE, IR_SE50
+from .geometry import DEEP3D, SIXDREPNET
+from .hififace import HIFIFACE, XUEHY
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "6drepnet": SIXDREPNET,
+        "arcface": ARCFACE,
+        "deep3d": DEEP3D,
+        "hififace": HIFIFACE,
+        "ir-se50": IR_SE50,
+        "xuehy": XUEHY,
+    }
+)

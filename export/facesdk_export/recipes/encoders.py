@@ -1,0 +1,51 @@
+"""Identity encoders: ArcFace (IResNet of any depth) and IR-SE50."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from facesdk.card import Card
+
+from ..bundles import Recipe
+from ..checkpoints import Checkpoint
+from ..networks import IRSE, iresnet_of
+from ..onnx_export import Part
+from .parts import Pictures, example_picture, loaded, on_meta
+
+
+def _encoder(network: nn.Module, size: int) -> dict[str, Part]:
+    scale = torch.full((3,), 1 / 127.5)
+    card = Card(
+        about="identity of an aligned face",
+        inputs={"image": f"uint8 RGB (n, {size}, {size}, 3), aligned to the ArcFace template"},
+        outputs={"embedding": "(n, 512) identity vector"},
+    )
+    module = Pictures(network, scale, torch.full((3,), -1.0))
+    return {"encoder": Part(module, {"image": example_picture(size)}, ("embedding",), card)}
+
+
+def _arcface(checkpoint: Checkpoint) -> dict[str, Part]:
+    network = on_meta(lambda: iresnet_of(checkpoint.entries))
+    return _encoder(loaded(network, checkpoint), 112)
+
+
+def _ir_se50(checkpoint: Checkpoint) -> dict[str, Part]:
+    return _encoder(loaded(on_meta(IRSE), checkpoint), 112)
+
+
+def _encoder_constants(space: str, normalised: bool) -> dict[str, dict[str, Any]]:
+    crop = {"size": 112, "template": "arcface", "preprocessing": "arcface-112 rgb [-1, 1]"}
+    return {"encoder": {**crop, "space": space, "normalised": normalised}}
+
+
+ARCFACE = Recipe(
+    "encoder", "ArcFace identity encoder (IResNet)", "LicenseRef-insightface-non-commercial", "no", _arcface,
+    _encoder_constants("arcface", normalised=False),
+)  # fmt: skip
+IR_SE50 = Recipe(
+    "encoder", "ArcFace identity encoder (IR-SE50)", "LicenseRef-unknown", "unknown", _ir_se50,
+    _encoder_constants("arcface-ir-se50", normalised=True),
+)  # fmt: skip

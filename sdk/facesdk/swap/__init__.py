@@ -1,0 +1,1 @@
+"""Face swap: crop, network, paste-back."""
