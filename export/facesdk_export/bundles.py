@@ -14,6 +14,7 @@ from typing import Any
 from facesdk.errors import FaceSDKError, OutputError, UsageError
 from facesdk.files import sha256
 from facesdk.verify import Deviation
+from facesdk_engines.precision import derive_fp16
 from facesdk_engines.writing import write_manifest
 
 from .checkpoints import Checkpoint, read_checkpoint
@@ -40,10 +41,11 @@ class Recipe:
 
 
 def export(
-    name: str, checkpoint: Path, folder: Path, bundle_name: str | None = None
+    name: str, checkpoint: Path, folder: Path, bundle_name: str | None = None, *, fp16: bool = False
 ) -> dict[str, tuple[Deviation, ...]]:
     """Deviations of every engine from torch, by engine, after writing the bundle of system `name` into `folder`.
 
+    fp16  write each engine in fp16 too; its deviations from fp32 are under "<engine> (fp16)".
     Raises UsageError, ModelNotFound, ConversionError (the checkpoint), ToleranceExceeded, OutputError; a folder that
     holds something already is refused.  The folder appears when the bundle is complete, and not at all otherwise.
     """
@@ -60,7 +62,7 @@ def export(
         "name": bundle_name or name, "about": recipe.about, "system": recipe.system, "licence": recipe.licence,
         "commercial": recipe.commercial, "recipe": made_by, "source": checkpoint.name, "source_sha256": digest,
     }  # fmt: skip
-    deviations = {}
+    deviations, engines = {}, {}
     with _new_folder(folder) as scratch:
         for engine, part in parts.items():
             log.info("exporting %s", engine)
@@ -68,9 +70,18 @@ def export(
                 part.card, system=recipe.system, engine=engine, source=checkpoint.name, source_sha256=digest,
                 licence=recipe.licence, recipe=made_by,
             )  # fmt: skip
+            engines[engine] = {"default": f"{engine}.onnx"}
             deviations[engine] = write_part(dataclasses.replace(part, card=card), scratch / f"{engine}.onnx")
-        write_manifest(scratch, about, {engine: {"default": f"{engine}.onnx"} for engine in parts}, recipe.constants)
+            if fp16:
+                engines[engine]["fp16"] = f"{engine}.fp16.onnx"
+                deviations[f"{engine} (fp16)"] = _derive(part, scratch, engines[engine])
+        write_manifest(scratch, about, engines, recipe.constants)
     return deviations
+
+
+def _derive(part: Part, folder: Path, forms: Mapping[str, str]) -> tuple[Deviation, ...]:
+    arrays = {name: tensor.numpy() for name, tensor in part.inputs.items()}
+    return derive_fp16(folder / forms["default"], folder / forms["fp16"], arrays)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], A
         "-o", "--output", type=Path, required=True, metavar="FOLDER", help="a new folder for the bundle"
     )
     parser.add_argument("--name", help="the bundle's name (default: the system's)")
+    parser.add_argument("--fp16", action="store_true", help="also derive each engine in fp16, held against fp32")
     return run
 
 
@@ -35,11 +36,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise MissingDependency(f"exporting needs {', '.join(missing)}", remedy=f"pip install {' '.join(missing)}")
     from .bundles import export
 
-    deviations = export(options.system, options.checkpoint, options.output, options.name)
+    deviations = export(options.system, options.checkpoint, options.output, options.name, fp16=options.fp16)
     if not options.json:
+        width = max(map(len, deviations), default=0)
         for engine, found in deviations.items():
             worst = max(found, key=lambda each: each.max_in_std)
-            print(f"{engine:10} {worst.max_in_std:.1e} standard deviations from torch ({worst.output})")
+            reference = "fp32" if engine.endswith("(fp16)") else "torch"
+            print(f"{engine:{width}} {worst.max_in_std:.1e} standard deviations from {reference} ({worst.output})")
         print(options.output)
     engines = {name: [dataclasses.asdict(each) for each in found] for name, found in deviations.items()}
     return {"bundle": str(options.output), "engines": engines}

@@ -51,7 +51,7 @@ class Bundle:
         return tuple(self._engines)
 
     def forms(self, engine: str) -> dict[str, Path]:
-        """Files of an engine: "default", and by device where the same graph is written for one; raises BundleError."""
+        """Files of an engine: "default", and by device or "fp16" where it is written for that; raises BundleError."""
         if engine not in self._engines:
             raise BundleError(f"{self.name} has no engine {engine!r}", remedy=f"it has: {', '.join(self._engines)}")
         return {device: self.folder / file for device, file in self._engines[engine].items()}

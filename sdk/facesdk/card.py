@@ -20,7 +20,7 @@ class Card:
 
     inputs, outputs  tensor name -> meaning, unit and range in one line.
     example_shapes   input name -> a typical shape, for benchmarks and for choosing a backend.
-    deviation        output name -> largest difference from the source network, in standard deviations of the output.
+    deviation        output name -> largest difference from the source network (fp16: from the fp32 engine), in its std.
     """
 
     system: str = ""

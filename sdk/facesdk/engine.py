@@ -17,7 +17,7 @@ from .errors import EngineClosed, EngineError, EngineInputError, UsageError
 Array = npt.NDArray[np.generic]
 Arrays = Mapping[str, Array]
 Device = Literal["auto", "cpu", "openvino", "cuda"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 StepCallback = Callable[[int, int], None]
 
 #: the output that feeds input `x` of the next step in a scan
@@ -89,16 +89,18 @@ class Engine:
 
         device     a name is used or an error says why not; "auto" takes the fastest that is here (see `reason`).
         precision  "bf16" needs device="openvino" and a processor that has it; its error is yours to measure.
+                   "fp16" takes forms["fp16"], on cuda or cpu; a processor simulates it, casts to fp32 and gains
+                   nothing.
         threads    processor threads; None leaves the choice to the backend.
-        forms      device -> file of the same graph, written for that device; used there in place of `path`.
+        forms      device, or "fp16" -> file of the same graph, written for that; used there in place of `path`.
         Raises ModelNotFound, EngineUnreadable, ProviderUnavailable, UsageError.
         """
         from . import backends
 
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}", remedy="give 1 or more, or leave it out")
-        source = backends.Source(Path(path), forms or {}, threads, precision)
-        card = Card.read(path)
+        source = backends.Source(Path(path), forms or {}, threads, precision).in_precision()
+        card = Card.read(source.path)
         backend, reason = backends.open_backend(source, card, device)
         log.info("%s runs on %s (%s)", source.path.name, backend.description, reason)
         return cls(backend, card, source.path, reason)

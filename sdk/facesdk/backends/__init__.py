@@ -21,6 +21,18 @@ class Source:
     threads: int | None
     precision: Precision = "fp32"
 
+    def in_precision(self) -> Source:
+        """The source of the file in its precision; raises UsageError where fp16 is asked for and there is no file."""
+        if self.precision != "fp16":
+            return self
+        if "fp16" not in self.forms:
+            raise UsageError(
+                f"{self.path.name} has no fp16 form",
+                cause="fp16 files are derived from fp32 ones, and verified, when a bundle is exported",
+                remedy='export the bundle with facesdk export --fp16, or use precision="fp32"',
+            )
+        return dataclasses.replace(self, path=self.forms["fp16"], forms={})
+
     def path_for(self, device: str) -> Path:
         return self.forms.get(device, self.path)
 
@@ -35,6 +47,12 @@ def open_backend(source: Source, card: Card, device: Device) -> tuple[Backend, s
             f"precision bf16 does not run on device {device}",
             cause="ONNX Runtime has no bf16 kernels for processors",
             remedy='ask for device="openvino"; install it with: pip install openvino',
+        )
+    if source.precision == "fp16" and device == "openvino":
+        raise UsageError(
+            "precision fp16 does not run on device openvino",
+            cause="OpenVINO computes in fp32 or bf16 on processors",
+            remedy='ask for device="cuda", or for precision="bf16"',
         )
     for path in (source.path, *source.forms.values()):
         if not path.is_file():

@@ -32,6 +32,8 @@ def choose(source: Source, card: Card) -> tuple[Backend, str]:
         return open_named(source, "cuda"), "auto: CUDA is here"
     except ProviderUnavailable:
         pass
+    if source.precision == "fp16":
+        return open_named(source, "cpu"), "auto: no CUDA here; the processor simulates fp16, without gain"
     if importlib.util.find_spec("openvino") is None:
         return open_named(source, "cpu"), "auto: the only backend here; openvino is not installed"
     try:

@@ -21,14 +21,15 @@ from ..measurement import Job, Measurement, measure_apart
 from .bench_report import as_csv, as_dict, as_text, this_machine
 from .options import add_options, read_options
 
-_BF16_DEVICES = ("openvino",)
+#: where the precisions run that do not run everywhere
+_DEVICES = {"bf16": ("openvino",), "fp16": ("auto", "cpu", "cuda")}
 
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Any]:
     """Time engines, or every engine of bundles, on one device or several."""
     parser.add_argument("engines", nargs="+", metavar="ENGINE|BUNDLE", help="an ONNX file, a bundle's folder or name")
     parser.add_argument("--device", default="auto", help=f"of {', '.join(get_args(Device))}; several with commas")
-    parser.add_argument("--precision", default="fp32", help="of fp32, bf16; several with commas (default: fp32)")
+    parser.add_argument("--precision", default="fp32", help=f"of {', '.join(get_args(Precision))}; several with commas")
     parser.add_argument("--threads", type=int, help="processor threads (default: the backend's choice)")
     parser.add_argument("--batch", type=int, help="rows on the free first axis (default: the card's, else 1)")
     parser.add_argument("--shapes", default="", metavar="NAME:1x3x256x256,...", help="input shapes, for free axes")
@@ -66,8 +67,9 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
     devices = _choices("--device", options.device, get_args(Device))
     precisions = _choices("--precision", options.precision, get_args(Precision))
     pairs = [(device, precision) for device in devices for precision in precisions]
-    if set(devices) & set(_BF16_DEVICES):  # the table compares each device in the precisions that it has
-        pairs = [(device, precision) for device, precision in pairs if precision == "fp32" or device in _BF16_DEVICES]
+    for only, places in _DEVICES.items():
+        if set(devices) & set(places):  # the table compares each device in the precisions that it has
+            pairs = [(device, precision) for device, precision in pairs if precision != only or device in places]
     limits, found = read_options(options, Limits), [engine for word in options.engines for engine in _found(word)]
     names, shapes = Counter(name for name, _, _ in found), parse_shapes(options.shapes)
     known = [_inputs(path, engine) & shapes.keys() for _, path, engine in found]
