@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -129,8 +128,3 @@ def timed(work: Callable[[], Any], calls: int) -> list[float]:
         work()
         times.append((time.perf_counter() - start) * 1e3)
     return times
-
-
-def peak_memory_mb() -> float:
-    """Largest resident set of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -7,8 +7,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from facesdk import Bundle
+from facesdk.machine import peak_resident_mb
 from facesdk.swap.networks import SourceFace, SwapNetworks
-from harness import peak_memory_mb, serve, timed
+from harness import serve, timed
 
 folder, device, precision, threads = sys.argv[1:]
 networks = SwapNetworks(Bundle(folder), device, int(threads), precision=precision)
@@ -47,7 +48,7 @@ def answer(question):
     if question["do"] == "about":
         return networks.description
     if question["do"] == "memory":
-        return peak_memory_mb()
+        return peak_resident_mb()
     if question["do"] == "outputs":
         fixed = SourceFace(np.eye(1, 512, dtype=np.float32)[0], np.zeros(80, np.float32))
         return networks.swap(fixed, target)[0].ravel()[::37].tolist()

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from facesdk.machine import peak_resident_mb
 from facesdk_export.checkpoints import load_into, read_checkpoint
 from facesdk_export.networks import Deep3DRecon, IResNet
 from facesdk_export.networks.hififace import published_generator
-from harness import peak_memory_mb, serve, timed
+from harness import serve, timed
 
 torch.set_num_threads(int(sys.argv[2]))
 generator = published_generator(Deep3DRecon(), IResNet((3, 13, 30, 3)))
@@ -27,7 +28,7 @@ def answer(question):
     if question["do"] == "about":
         return f"torch {torch.__version__}"
     if question["do"] == "memory":
-        return peak_memory_mb()
+        return peak_resident_mb()
     with torch.inference_mode():
         return timed(WORK[question["do"]], question["calls"])
 
