@@ -141,8 +141,9 @@ def _unwritable(folder: Path) -> str:
 def _bundles() -> Iterator[Finding]:
     from .store import Store
 
+    store = Store()
     try:
-        entries = Store().list()
+        entries = store.list()
     except FaceSDKError as error:
         yield Finding("models", "store", "note", str(error.fact), error.remedy)
         return
@@ -151,6 +152,7 @@ def _bundles() -> Iterator[Finding]:
         if not entry.installed:
             yield Finding("models", entry.name, "note", "not installed", pull)
         elif entry.problem:
-            yield Finding("models", entry.name, "note", entry.problem, f"{pull} --force")
+            again = f"{pull} --force" if entry.name in store.models else "facesdk models add PATH"
+            yield Finding("models", entry.name, "note", entry.problem, again)
         else:
             yield Finding("models", entry.name, "ok", f"{entry.size / 1e6:.1f} MB, licence {entry.licence}")

@@ -21,7 +21,7 @@ from .store import Store
 SYSTEM = ENGINE = "encoder"
 
 _CONSTANTS = {"size": int, "template": str, "space": str, "preprocessing": str, "normalised": bool}
-_MOST_CROPS = 16  # in one call of the engine: an R100 works on about 20 MB of activations for each
+_MOST_CROPS = 16  # in one call of the engine, to bound its activations
 
 
 class Encoder:

@@ -24,17 +24,25 @@ Wrong = list[str]
 
 
 @functools.cache
-def annotator(file: str, digest: str) -> Annotator:
-    """The chain on the bundle that a case names, converted anew."""
+def annotator(file: str, digest: str, iou: float, region_scale: float, five_points: tuple[int, ...]) -> Annotator:
+    """The chain on the bundle that a case names, converted anew, with the case's constants."""
     source = ROOT / "annotation" / "models" / file
     assert hashlib.sha256(source.read_bytes()).hexdigest() == digest
     folder = Path(tempfile.mkdtemp(prefix="facesdk-parity-"))
     builder.build(source, folder)
-    return Annotator(Bundle(folder), "cpu")
+    bundle = Bundle(folder)
+    five = [[point] for point in five_points]
+    landmarks = {**bundle.constants["landmarks"], "region_scale": region_scale, "five_points": five}
+    bundle.constants = {**bundle.constants, "detection": {"iou": iou}, "landmarks": landmarks}
+    return Annotator(bundle, "cpu")
 
 
 def chain_of(case: Any) -> Annotator:
-    return annotator(case.scalars["bundle"], case.scalars["bundle_sha256"])
+    scalars = case.scalars
+    return annotator(
+        scalars["bundle"], scalars["bundle_sha256"], scalars["nms_iou"], scalars["roi_scale"],
+        tuple(scalars["five_from_mesh"]),
+    )  # fmt: skip
 
 
 def options_of(case: Any) -> AnnotateOptions:
@@ -47,7 +55,6 @@ def options_of(case: Any) -> AnnotateOptions:
 
 def face_landmarks_sdk(case: Any) -> Wrong:
     chain, image = chain_of(case), case.image
-    assert chain.mesh.region_scale == case.scalars["roi_scale"]
     picture = read_image(ROOT / "annotation" / "golden" / image["image"])
     size = (image["width"], image["height"])
     assert picture.shape[:2] == size[::-1]

@@ -58,7 +58,8 @@ def test_engines_constants_and_origin(
     bundle.verify()
     assert (bundle.name, bundle.about["system"], bundle.about["licence"]) == (name, "annotation", "Apache-2.0")
     assert set(bundle.engine_names) == engines
-    assert bundle.constants["landmarks"]["points"] == points
+    with bundle.open("landmarks", "cpu") as engine:
+        assert {tensor.name: tensor.shape[-1] for tensor in engine.outputs}["landmarks"] == 3 * points
     assert {path.name for path in bundle.folder.iterdir()} == {*bundle.files, "bundle.toml"}
     for engine in engines:
         for path in bundle.forms(engine).values():
@@ -350,3 +351,18 @@ def test_damaged_arrays(bundle_478: Bundle, tmp_path: Path, content: bytes) -> N
     (tmp_path / "copy" / "mesh.npz").write_bytes(content)
     with pytest.raises(BundleError, match=r"mesh\.npz"):
         Bundle(tmp_path / "copy").arrays("mesh")
+
+
+def test_regions_go_in_one_batch_on_cuda(annotator_478: Annotator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same results as one by one, and none for no region; only the engine's name says CUDA here."""
+    picture = read_image(DATA / "astronaut.png")
+    region = annotator_478(picture).faces[0].region
+    regions = [region, region.scaled(1.1)]
+    single = annotator_478.mesh.landmarks(picture, regions)
+    monkeypatch.setattr(annotator_478.mesh._engine, "device", "cuda")
+    assert annotator_478.mesh.landmarks(picture, []) == []
+    for (points, presence), (wanted, certainty) in zip(
+        annotator_478.mesh.landmarks(picture, regions), single, strict=True
+    ):
+        assert np.allclose(points, wanted, atol=1e-3)
+        assert presence == pytest.approx(certainty, abs=1e-5)

@@ -221,3 +221,15 @@ def test_a_new_size_of_frame(annotator_478: Annotator, photo: Picture) -> None:
     results = tracked(annotator_478, iter([photo, photo[:400, :450], photo]))
     assert [result.image_size for result in results] == [(512, 512), (450, 400), (512, 512)]
     assert identifiers(results) == [[1]] * 3
+
+
+def test_no_track_beyond_max_faces(annotator_478: Annotator) -> None:
+    """Two faces come into view while one may be followed: the second is not followed in secret."""
+    single = read_image(DATA / "astronaut.png")
+    both = np.ascontiguousarray(np.hstack([single, single[:, ::-1]]))
+    empty = np.full_like(both, 128)
+    tracker = Tracker(annotator_478, AnnotateOptions(max_faces=1), TrackOptions(detect_every=1))
+    for frame in (empty, both, both):
+        faces = tracker(frame).faces
+    assert [face.track_id for face in faces] == [1]
+    assert len(tracker._tracks) == 1

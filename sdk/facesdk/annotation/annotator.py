@@ -24,7 +24,7 @@ Landmarks = npt.NDArray[np.float32]
 Search = Literal["fast", "auto", "thorough"]
 #: presence of a face that needs no second look, and the least of both looks otherwise.  On the golden images, upright,
 #: turned in steps of 30 degrees and cut by the frame, true faces reach 0.996 in both, false and wrongly turned ones
-#: stay below 0.88 in one of them.
+#: stay below 0.88 in one of them (outcomes: tests/unit/test_search.py).
 CERTAIN, CONVINCED = 0.999, 0.99
 _MANY_VIEWS = 4
 
@@ -92,7 +92,7 @@ class Annotator:
         *,
         more_detectors: Bundle | None = None,
     ) -> None:
-        """`threads`: one, because the networks are too small to share (a photo took 5.5 ms on one, 10.7 ms on two).
+        """`threads`: one, because the networks are too small to share (see facesdk bench --threads 1 and 2).
 
         more_detectors  another annotation bundle, for the full-range detector that `bundle` may lack.
         """

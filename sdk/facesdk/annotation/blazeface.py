@@ -70,7 +70,7 @@ class BlazeFace:
         if len(rows):
             return [_detection(row, score, view) for row, score in weighted_nms(rows, scores, iou)], None
         best = int(logits.argmax())
-        row, score = self.decode(regressors, logits, _sigmoid(logits[best : best + 1])[0])
+        row, score = self.decode(regressors, logits, sigmoid(logits[best : best + 1])[0])
         return [], _detection(row[0], float(score[0]), view) if len(row) else None
 
     def decode(
@@ -80,7 +80,7 @@ class BlazeFace:
         logits = logits.reshape(-1)
         likely = logits >= _logit(min_score)
         values, anchors = regressors[likely] / np.float32(self.size), self._anchors[likely]
-        scores = _sigmoid(logits[likely])
+        scores = sigmoid(logits[likely])
         centre, extent = values[:, :2] + anchors, values[:, 2:4]
         points = (values[:, 4:].reshape(-1, 6, 2) + anchors[:, None]).reshape(-1, 12)
         rows = np.concatenate([centre - extent / 2, centre + extent / 2, points], axis=1)
@@ -136,7 +136,8 @@ def _detection(row: Floats, score: float, view: Region) -> Detection:
     return Detection(Region(centre[0], centre[1], extent[0], extent[1], view.angle), points[2:], score)
 
 
-def _sigmoid(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def sigmoid(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Certainties 0..1 of logits, in float64, without overflow."""
     return np.asarray(1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -100, 100))))
 
 

@@ -29,8 +29,8 @@ class HeadPose:
     """Angles in degrees, R = Rz(roll) Ry(yaw) Rx(pitch), signs as 6DRepNet has them.
 
     yaw > 0 looks to the picture's left, pitch > 0 up, roll > 0 leans clockwise.
-    approximate: from the facial transform, not from a pose network; against 6DRepNet on 14 photos of one person the
-    mean error was 4.5 (pitch), 3.1 (yaw), 1.5 (roll) degrees.
+    approximate: from the facial transform, not from a pose network; expect some degrees of difference to 6DRepNet,
+    most in pitch.
     """
 
     pitch_deg: float

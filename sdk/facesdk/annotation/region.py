@@ -62,7 +62,7 @@ def cut(picture: Picture, region: Region, size: int, *, zero_border: bool) -> Pi
 
     Patch pixel (u, v) lies at (u / size, v / size) of the region: corners map to corners, without half a pixel of
     shift.  Positions are rounded to 1/32 px, as MediaPipe does; handing over the rounded map, not the matrix, keeps
-    every OpenCV version to it (version 5 interpolates in float: up to 1.3 px of difference in landmarks).
+    every OpenCV version to it (version 5 interpolates in float, which moves the landmarks of hard faces).
     """
     if region.angle == 0:
         whole, fraction = _exact_map(region, size)

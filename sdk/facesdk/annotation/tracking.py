@@ -85,16 +85,17 @@ class Tracker:
         seen_ms = (time.perf_counter() - start) * 1e3
         result = Annotation((frame.shape[1], frame.shape[0]))
         self._frames_since_detection += 1
-        full = self._options.max_faces is not None and len(faces) >= self._options.max_faces
-        if not faces or (not full and self._frames_since_detection >= self._tracking.detect_every):
+        most = self._options.max_faces
+        room = None if most is None else most - len(faces)
+        if not faces or (room != 0 and self._frames_since_detection >= self._tracking.detect_every):
             self._frames_since_detection = 0
             result = self._annotator(frame, self._options)
             new = [face for face in result.faces if not any(same_face(face.box, old.box) for old in faces)]
-            faces += [self._begin(face) for face in new]
+            faces += [self._begin(face) for face in new[:room]]
         return dataclasses.replace(
             result,
             error=None if faces else result.error,
-            faces=tuple(faces[: self._options.max_faces]),
+            faces=tuple(faces),
             timings_ms={**result.timings_ms, "track": seen_ms},
         )
 
@@ -103,7 +104,7 @@ class Tracker:
         faces: list[Face] = []
         alive = []
         regions = [track.region for track in self._tracks]
-        found = self._annotator.mesh.landmarks(frame, regions) if regions else []
+        found = self._annotator.mesh.landmarks(frame, regions)
         for track, (landmarks, presence) in zip(self._tracks, found, strict=True):
             if presence <= self._options.min_presence:
                 continue

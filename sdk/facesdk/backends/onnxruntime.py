@@ -15,7 +15,7 @@ from ..engine import NEXT, Array, Arrays, StepCallback, Tensor, closed_error, ru
 from ..errors import EngineUnreadable, ProviderUnavailable
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# EXHAUSTIVE, the default, searches for 0.3-1.3 s at every new shape (runtime documentation of the CUDA provider)
+# EXHAUSTIVE, the default, searches anew at every new shape (ONNX Runtime's documentation of the CUDA provider)
 _PROVIDER_OPTIONS = {"cuda": {"cudnn_conv_algo_search": "HEURISTIC"}, "cpu": {}}
 _DTYPES = {
     "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8,
