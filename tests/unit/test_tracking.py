@@ -214,6 +214,7 @@ def test_never_more_faces_than_asked_when_better_ones_appear(annotator_478: Anno
     tracker = Tracker(annotator_478, AnnotateOptions(search="fast", max_faces=2), TrackOptions(detect_every=1))
     results = [tracker(np.ascontiguousarray(np.hstack(frame))) for frame in (first, heads, heads)]
     assert identifiers(results) == [[1], [1, 2], [1, 2]]
+    assert len(tracker._tracks) == 2  # none is followed in secret
 
 
 def test_a_new_size_of_frame(annotator_478: Annotator, photo: Picture) -> None:
@@ -221,15 +222,3 @@ def test_a_new_size_of_frame(annotator_478: Annotator, photo: Picture) -> None:
     results = tracked(annotator_478, iter([photo, photo[:400, :450], photo]))
     assert [result.image_size for result in results] == [(512, 512), (450, 400), (512, 512)]
     assert identifiers(results) == [[1]] * 3
-
-
-def test_no_track_beyond_max_faces(annotator_478: Annotator) -> None:
-    """Two faces come into view while one may be followed: the second is not followed in secret."""
-    single = read_image(DATA / "astronaut.png")
-    both = np.ascontiguousarray(np.hstack([single, single[:, ::-1]]))
-    empty = np.full_like(both, 128)
-    tracker = Tracker(annotator_478, AnnotateOptions(max_faces=1), TrackOptions(detect_every=1))
-    for frame in (empty, both, both):
-        faces = tracker(frame).faces
-    assert [face.track_id for face in faces] == [1]
-    assert len(tracker._tracks) == 1
