@@ -9,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from .annotation.annotator import AnnotateOptions, Annotation, Annotator
 from .annotation.tracking import Tracker, TrackOptions
 from .encoder import Encoder, find_bundle
 from .engine import Device
-from .errors import FaceSDKError, ModelNotFound, UsageError
+from .errors import EmbeddingSpaceMismatch, FaceSDKError, ModelNotFound, UsageError
 from .face import Face
 from .identity import Identity
 from .image import Picture, PictureSource, read_image
@@ -23,6 +25,12 @@ from .swap.networks import SourceFace, SwapNetworks
 from .swap.networks import find_bundle as find_swap_bundle
 from .swap.paste import PasteOptions
 from .swap.swapper import SwapOptions, Swapper, SwapResult
+from .synthesis.attributes import AttributeOptions
+from .synthesis.generate import SynthesisOptions
+from .synthesis.networks import Floats, SynthesisNetworks
+from .synthesis.networks import find_bundle as find_synthesis_bundle
+from .synthesis.sampling import sample_vectors
+from .synthesis.synthesizer import Synthesis, Synthesizer
 
 #: annotation bundles in the order in which they are taken; the one with irises and blendshapes first
 ANNOTATION_BUNDLES = ("annotation-478", "annotation")
@@ -37,7 +45,8 @@ class FaceSDK:
 
     device      see Engine.open.   threads: processor threads of each engine; None: what suits its networks.
     annotation  name of a bundle in the store or path of a bundle folder; by default the best one in the store.
-    encoder     the same for the encoder, swapper for face swap; by default the only one in the store.
+    encoder     the same for the encoder, swapper for face swap, synthesizer for synthesis; by default the only one in
+                the store.
     """
 
     def __init__(
@@ -48,15 +57,18 @@ class FaceSDK:
         annotation: str | Path | None = None,
         encoder: str | Path | None = None,
         swapper: str | Path | None = None,
+        synthesizer: str | Path | None = None,
         store: Store | None = None,
     ) -> None:
         self._device, self._threads = device, threads
         self._annotation, self._encoder_name, self._swapper_name = annotation, encoder, swapper
+        self._synthesizer_name = synthesizer
         self._store = store or Store()
         self._lock = threading.Lock()
         self._annotator: Annotator | None = None
         self._encoder: Encoder | None = None
         self._swapper: Swapper | None = None
+        self._synthesizer: Synthesizer | None = None
 
     def annotate(self, image: PictureSource, options: AnnotateOptions | None = None) -> list[Face]:
         """The faces of a picture, best first.
@@ -161,6 +173,49 @@ class FaceSDK:
         """The faces of a picture that `which` names: all, largest, a number from the left, or a position."""
         return choose_faces(self.annotate(picture), which)
 
+    def synthesize(
+        self,
+        source: int | Floats | IdentitySource | Sequence[Identity],
+        images: int = 1,
+        attributes: AttributeOptions | None = None,
+        options: SynthesisOptions | None = None,
+        seed: int = 0,
+        *,
+        unusual: bool = False,
+    ) -> Synthesis:
+        """`images` pictures of each identity of the source.
+
+        source  vectors (n, 512), identities of `synthesis_identity`, photos of one person each, or a number of new
+                identities to draw.
+        Of photos and identities the kind is "reference" where `options` name none, so that nothing is optimised.
+        Raises UsageError, EmbeddingSpaceMismatch, NoFaceFound, ImageError, ModelNotFound.
+        """
+        options = options or SynthesisOptions()
+        if isinstance(source, int):
+            vectors = sample_vectors(source, seed, threshold=options.separation)
+        elif isinstance(source, np.ndarray) and source.dtype != np.uint8:
+            vectors = cast(Floats, source)
+        else:
+            options = options.of_kind("reference")
+            several = source if isinstance(source, list | tuple) else [source]
+            rows = [self._synthesis_vector(cast(Identity | PictureSource, one)) for one in several]
+            vectors = np.array(rows, np.float32).reshape(len(rows), self.synthesizer.networks.width)
+        return self.synthesizer.synthesize(vectors, images, attributes, options, seed, unusual=unusual)
+
+    def synthesis_identity(self, image: PictureSource) -> Identity:
+        """The identity of a photo's largest face in the space that the generator understands."""
+        picture = read_image(image)
+        return self.synthesizer.networks.encoder.encode(picture, self._largest_face(picture))
+
+    @property
+    def synthesizer(self) -> Synthesizer:
+        """The synthesis networks, opened at first use."""
+        with self._lock:
+            if self._synthesizer is None:
+                bundle = find_synthesis_bundle(self._store, self._synthesizer_name)
+                self._synthesizer = Synthesizer(SynthesisNetworks(bundle, self._device, self._threads))
+            return self._synthesizer
+
     @property
     def swapper(self) -> Swapper:
         """The face swap networks, opened at first use."""
@@ -190,8 +245,9 @@ class FaceSDK:
     def close(self) -> None:
         """Free every engine; a later call opens them again."""
         with self._lock:
-            opened = [part for part in (self._annotator, self._encoder, self._swapper) if part is not None]
-            self._annotator = self._encoder = self._swapper = None
+            parts = (self._annotator, self._encoder, self._swapper, self._synthesizer)
+            opened = [part for part in parts if part is not None]
+            self._annotator = self._encoder = self._swapper = self._synthesizer = None
         for part in opened:
             part.close()
 
@@ -207,6 +263,17 @@ class FaceSDK:
         if len(faces) > 1:
             log.warning("%d faces: the largest is taken, at %s", len(faces), largest.box.round().astype(int).tolist())
         return largest
+
+    def _synthesis_vector(self, source: Identity | PictureSource) -> Floats:
+        identity = source if isinstance(source, Identity) else self.synthesis_identity(source)
+        space = self.synthesizer.networks.encoder.space
+        if identity.space != space:
+            raise EmbeddingSpaceMismatch(
+                "the generator understands identities of its own encoder alone",
+                cause=f"it takes {space}; this one is of {identity.space}",
+                remedy="give the photo itself, or FaceSDK.synthesis_identity(photo)",
+            )
+        return identity.vector
 
     def _open_annotator(self) -> Annotator:
         installed = [name for name in ANNOTATION_BUNDLES if self._store.path(name).is_dir()]

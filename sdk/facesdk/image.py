@@ -30,7 +30,7 @@ MAX_PIXELS = 1 << 27
 #: OpenCV's remap addresses its source with 16 bits
 MAX_SIDE = (1 << 15) - 2
 
-_QUALITY = 95  # of JPEG and WebP; Pillow's 75 shows on faces
+QUALITY = 95  # of JPEG and WebP; Pillow's 75 shows on faces
 # what Pillow's readers raise on damaged files
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError,
            struct.error, zlib.error)  # fmt: skip
@@ -83,10 +83,13 @@ def check_picture(array: npt.NDArray[np.generic]) -> Picture:
     return array.astype(np.uint8, copy=False)
 
 
-def write_image(path: str | os.PathLike[str], picture: Picture, provenance: Provenance | None = None) -> None:
+def write_image(
+    path: str | os.PathLike[str], picture: Picture, provenance: Provenance | None = None, *, quality: int = QUALITY
+) -> None:
     """Write an RGB or one-channel uint8 picture, whole or not at all; the suffix chooses the format.
 
     provenance  marks what a model made (PNG, JPEG, WebP, TIFF, GIF, AVIF); None writes no mark.
+    quality     1 to 100, of JPEG and WebP.
     Raises OutputError, ImageArrayError, ImageError for a suffix that Pillow does not write or that carries no mark.
     """
     path = Path(path)
@@ -98,9 +101,9 @@ def write_image(path: str | os.PathLike[str], picture: Picture, provenance: Prov
     with atomic_path(path) as temporary:
         try:
             if provenance is None:
-                Pillow.fromarray(picture).save(temporary, quality=_QUALITY)
+                Pillow.fromarray(picture).save(temporary, quality=quality)
             else:
-                save_marked(Pillow.fromarray(picture), temporary, provenance, quality=_QUALITY)
+                save_marked(Pillow.fromarray(picture), temporary, provenance, quality=quality)
         except ImageError:
             raise
         except (ValueError, KeyError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html
 import mmap
 import re
@@ -35,6 +36,11 @@ _NAMESPACES = {
 _LONGEST = 256  # of a bundle's name and version; a JPEG segment holds 64 KiB
 
 
+@functools.cache  # it reads the package's metadata, which takes longer than writing a small picture
+def _our_version() -> str:
+    return version("facesdk")
+
+
 @dataclasses.dataclass(frozen=True)
 class Provenance:
     """What is written into a picture that a model made.
@@ -58,7 +64,7 @@ class Provenance:
         """The XMP packet (ISO 16684-1): IPTC's digital source type, the software, the bundle."""
         properties = {
             "Iptc4xmpExt:DigitalSourceType": _SOURCE_TYPES + _SOURCE_TYPE[self.kind],
-            "xmp:CreatorTool": f"FaceSDK {version('facesdk')}",
+            "xmp:CreatorTool": f"FaceSDK {_our_version()}",
             "facesdk:bundle": self.bundle,
             **({"facesdk:bundleVersion": self.version} if self.version else {}),
         }

@@ -181,6 +181,7 @@ class Example:
     many_words: float = 0.5
     limit: int | None = dataclasses.field(default=None, metadata={"help": "at most N"})
     smooth: bool = True
+    goal: float | None = 27.0
 
 
 def parsed(*words: str) -> Example:
@@ -198,7 +199,14 @@ def test_every_kind_of_field() -> None:
     assert parsed(*words) == Example("slow", 2.5, 3, False)
 
 
-@pytest.mark.parametrize("words", [("--mode", "other"), ("--many-words", "x"), ("--limit", "1.5")])
+def test_none_is_a_value_where_there_may_be_none() -> None:
+    assert parsed("--goal", "none").goal is None
+    assert parsed("--goal", "12.5").goal == 12.5
+
+
+@pytest.mark.parametrize(
+    "words", [("--mode", "other"), ("--many-words", "x"), ("--many-words", "none"), ("--limit", "1.5")]
+)
 def test_values_that_do_not_fit(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parsed(*words)

@@ -31,7 +31,9 @@ def test_the_help_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "{6drepnet,arcface,deep3d,hififace,ir-se50,xuehy}" in done.stdout
+    assert "{6drepnet,arcface,deep3d,hififace,ir-se50,vec2face,xuehy}" in done.stdout
+    for option in ("checkpoint", "generator", "arcface", "magface", "headpose", "pose-generator"):
+        assert f"  --{option} FILE" in done.stdout
 
 
 @pytest.mark.parametrize("missing", [["torch"], ["onnxscript"], ["torch", "onnx", "onnxscript"]])
@@ -51,14 +53,48 @@ def test_missing_packages_are_named(
 
 @pytest.mark.parametrize(
     "line",
-    [["export"], ["export", "simswap", "--checkpoint", "a", "-o", "b"], ["export", "arcface", "-o", "b"],
-     ["export", "arcface", "--checkpoint", "a"]],
+    [["export"], ["export", "simswap", "--checkpoint", "a", "-o", "b"], ["export", "arcface", "--checkpoint", "a"],
+     ["export", "vec2face", "--generator", "-o", "b"]],
 )  # fmt: skip
 def test_wrong_usage(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(line)
     assert caught.value.code == 2
     assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "fact", "remedy"),
+    [
+        ("arcface", "arcface needs --checkpoint", "facesdk export arcface --checkpoint FILE -o FOLDER"),
+        ("arcface --generator a", "arcface needs --checkpoint and has no --generator", "--checkpoint FILE -o FOLDER"),
+        ("arcface --checkpoint a --magface b --pose-generator c", "arcface has no --magface, --pose-generator", ""),
+        ("vec2face", "vec2face needs --generator, --arcface, --magface", "[--headpose FILE] [--pose-generator FILE]"),
+        ("vec2face --generator a --headpose b", "vec2face needs --arcface, --magface", "--magface FILE [--headpose"),
+        ("vec2face --checkpoint a", "--magface and has no --checkpoint", "vec2face --generator FILE --arcface FILE"),
+    ],
+)
+def test_files_that_the_system_does_not_have(
+    tmp_path: Path, given: str, fact: str, remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch", reason="the export room needs torch")
+    line = ["export", *given.split(), "-o", str(tmp_path / "bundle"), "--json"]
+    assert main(line) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "usage"
+    assert fact in error["fact"]
+    assert remedy in error["remedy"]
+    assert ("6DRepNet_300W_LP_AFLW2000.pth" in error["cause"]) == given.startswith("vec2face")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_of_several_files_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch", reason="the export room needs torch")
+    files = {name: tmp_path / f"{name}.pth" for name in ("generator", "arcface", "magface")}
+    line = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    assert main(["export", "vec2face", *line, "-o", str(tmp_path / "bundle"), "--json"]) == 4
+    assert "generator.pth does not exist" in json.loads(capsys.readouterr().out)["error"]["fact"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

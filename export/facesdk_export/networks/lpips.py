@@ -70,27 +70,33 @@ class Head(nn.Module):
 class LPIPS(nn.Module):
     """Distance (n, 1, 1, 1) of two pictures (n, 3, h, w), made for the range [-1, 1].
 
-    Every head is registered twice, as `linN` and in `lins`, because the published entries are.
+    floor        least length that features are divided by; None adds 1e-10 to the length instead, as lpips has it.
+    named_twice  register every head as `linN` and in `lins`, as lpips 0.1.4 does; else as `linN` alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, floor: float | None = None, *, named_twice: bool = True) -> None:
         super().__init__()
+        self.floor = floor
         self.scaling_layer = ScalingLayer()
         self.net = VGG16Slices()
         heads = [Head(widths[-1]) for widths in VGG16_SLICES]
         for number, head in enumerate(heads):
             self.add_module(f"lin{number}", head)
-        self.lins = nn.ModuleList(heads)
+        if named_twice:
+            self.lins = nn.ModuleList(heads)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         pairs = zip(*(self.net(self.scaling_layer(picture)) for picture in (first, second)), strict=True)
         distances = [
-            head((_unit(a) - _unit(b)) ** 2).mean((2, 3), keepdim=True)
-            for head, (a, b) in zip(self.lins, pairs, strict=True)
+            self.get_submodule(f"lin{number}")((_unit(a, self.floor) - _unit(b, self.floor)) ** 2)
+            for number, (a, b) in enumerate(pairs)
         ]
-        return torch.stack(distances).sum(0)
+        return torch.stack([distance.mean((2, 3), keepdim=True) for distance in distances]).sum(0)
 
 
-def _unit(features: Tensor) -> Tensor:
-    """Channels at length 1; the 1e-10 is added to the length, as lpips has it."""
-    return features / ((features**2).sum(1, keepdim=True).sqrt() + 1e-10)
+def _unit(features: Tensor, floor: float | None) -> Tensor:
+    """Channels at length 1."""
+    if floor is None:
+        return features / ((features**2).sum(1, keepdim=True).sqrt() + 1e-10)
+    lengths: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return features / lengths.clamp(min=floor)

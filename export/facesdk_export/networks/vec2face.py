@@ -28,8 +28,6 @@ class Generator(nn.Module):
     masked  (B, 50) bool: rows whose content is hidden; all rows outside `keep` are, row 0 never is.
     """
 
-    positions: Tensor
-
     def __init__(
         self,
         image_decoder: ImageDecoder,
@@ -48,7 +46,6 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.map_size, count = map_size, map_size * map_size
-        self.register_buffer("positions", torch.arange(count + 1), persistent=False)
         self.latent_prior_proj_f = nn.Linear(vector, dim)
         self.feature_token = nn.Linear(1, count)
         self.token_emb = TokenEmbedding(count + 1, dim, eps, dropout)
@@ -107,7 +104,8 @@ class Generator(nn.Module):
 
     def _chosen(self, keep: Tensor, dtype: torch.dtype) -> Tensor:
         # a product with ones and zeros is exact, and unlike gather and scatter has a plain gradient
-        return (keep[..., None] == self.positions).to(dtype)
+        positions = torch.arange(self.map_size**2 + 1, device=keep.device)
+        return (keep[..., None] == positions).to(dtype)
 
 
 class TokenEmbedding(nn.Module):

@@ -1,0 +1,1 @@
+"""Face recognition: how well embeddings tell people apart."""

@@ -1,0 +1,1 @@
+"""Synthesis of faces: identity vectors in, pictures out."""
