@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import os
+import re
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -81,7 +81,7 @@ def test_help_lists_every_verb_with_a_line(capsys: pytest.CaptureFixture[str]) -
     assert caught.value.code == 0
     out = capsys.readouterr().out
     for verb in VERBS:  # behind the verb or, where that is long, below it
-        assert re.search(rf"^    {verb}\s+[A-Z]\w+ \w+", out, re.MULTILINE)
+        assert re.search(rf"^    {verb}\s+[A-Z]\w+,? \w+", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["--nonsense"], ["nonsense", "--json"]])
