@@ -1,4 +1,4 @@
-"""From a published checkpoint to a bundle: every engine traced, held against torch, and written with its card."""
+"""From published files to a bundle: every engine traced, held against torch, and written with its card."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from facesdk.verify import Deviation
 from facesdk_engines.precision import derive_fp16
 from facesdk_engines.writing import write_manifest
 
-from .checkpoints import Checkpoint, read_checkpoint
+from .checkpoints import read_checkpoint
 from .onnx_export import Part, write_part
 
 VERSION = "1"
@@ -26,62 +26,149 @@ log = logging.getLogger("facesdk")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How one system's checkpoint becomes a bundle.
+    """How the published files of one system become a bundle.
 
-    parts      checkpoint -> engine name -> Part.   constants  the bundle's tables.
+    parts      function of one Checkpoint per file, under its name -> engine name -> Part.
+    constants  the bundle's tables; what depends on the files stands in the parts.
     commercial what is known of the published weights: "no", "unknown".
+    files      name -> what the file is.   optional  names of those that may be left out.
     """
 
     system: str
     about: str
     licence: str
     commercial: str
-    parts: Callable[[Checkpoint], Mapping[str, Part]]
+    parts: Callable[..., Mapping[str, Part]]
     constants: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"checkpoint": "the published file"})
+    optional: Collection[str] = ()
 
 
 def export(
-    name: str, checkpoint: Path, folder: Path, bundle_name: str | None = None, *, fp16: bool = False
+    system: str | Recipe,
+    files: Path | Mapping[str, Path],
+    folder: Path,
+    bundle_name: str | None = None,
+    *,
+    fp16: bool = False,
 ) -> dict[str, tuple[Deviation, ...]]:
-    """Deviations of every engine from torch, by engine, after writing the bundle of system `name` into `folder`.
+    """Deviations of every engine from torch, by engine, after writing the bundle of a system into `folder`.
 
-    fp16  write each engine in fp16 too; its deviations from fp32 are under "<engine> (fp16)".
-    Raises UsageError, ModelNotFound, ConversionError (the checkpoint), ToleranceExceeded, OutputError; a folder that
+    files  by their names in the recipe; a path alone is that of "checkpoint".
+    fp16   write each engine that has one in fp16 too; its deviations from fp32 are under "<engine> (fp16)".
+    Raises UsageError, ModelNotFound, ConversionError (the files), ToleranceExceeded, OutputError; a folder that
     holds something already is refused.  The folder appears when the bundle is complete, and not at all otherwise.
     """
+    name = system.system if isinstance(system, Recipe) else system
+    recipe = system if isinstance(system, Recipe) else _recipe(system)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} is not an empty folder", remedy="choose a new one, or empty it")
+    sources = _sources(name, recipe, {"checkpoint": files} if isinstance(files, Path) else files)
+    parts = recipe.parts(**{key: read_checkpoint(source.path) for key, source in sources.items()})
+    made = [_with_card(part, engine, recipe, f"{name} {VERSION}", sources) for engine, part in parts.items()]
+    with _new_folder(folder) as scratch:
+        deviations, engines = _write(made, scratch, fp16)
+        write_manifest(scratch, _about(bundle_name or name, recipe, made, sources), engines, _constants(recipe, made))
+    return deviations
+
+
+def _recipe(name: str) -> Recipe:
     from .recipes import RECIPES
 
     if name not in RECIPES:
         raise UsageError(f"there is no recipe {name!r}", remedy=f"choose one of: {', '.join(RECIPES)}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is not an empty folder", remedy="choose a new one, or empty it")
-    recipe, digest = RECIPES[name], sha256(checkpoint) if checkpoint.is_file() else ""
-    parts = recipe.parts(read_checkpoint(checkpoint))
-    made_by = f"{name} {VERSION}"
-    about = {
-        "name": bundle_name or name, "about": recipe.about, "system": recipe.system, "licence": recipe.licence,
-        "commercial": recipe.commercial, "recipe": made_by, "source": checkpoint.name, "source_sha256": digest,
-    }  # fmt: skip
+    return RECIPES[name]
+
+
+# -- files ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    path: Path
+    digest: str
+
+
+def _sources(name: str, recipe: Recipe, files: Mapping[str, Path]) -> dict[str, _Source]:
+    """The given files in the recipe's order; raises UsageError for one that is missing or that it does not know."""
+    missing = [key for key in recipe.files if key not in files and key not in recipe.optional]
+    unknown = [key for key in files if key not in recipe.files]
+    if missing or unknown:
+        facts = (f"{verb} {_options(keys)}" for verb, keys in (("needs", missing), ("has no", unknown)) if keys)
+        raise UsageError(
+            f"{name} {' and '.join(facts)}",
+            cause=f"it is made of {'; '.join(f'{_options([key])} ({what})' for key, what in recipe.files.items())}",
+            remedy=f"facesdk export {name} {_usage(recipe)} -o FOLDER",
+        )
+    given = {key: files[key] for key in recipe.files if key in files}
+    return {key: _Source(path, sha256(path) if path.is_file() else "") for key, path in given.items()}
+
+
+def _options(names: Collection[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _usage(recipe: Recipe) -> str:
+    words = {name: f"{_options([name])} FILE" for name in recipe.files}
+    return " ".join(f"[{word}]" if name in recipe.optional else word for name, word in words.items())
+
+
+def _origin(sources: Collection[_Source]) -> tuple[str, str]:
+    """Names and digests of all files, each as one text."""
+    return " + ".join(source.path.name for source in sources), " + ".join(source.digest for source in sources)
+
+
+# -- engines ----------------------------------------------------------------------------------------------
+
+
+def _with_card(part: Part, engine: str, recipe: Recipe, made_by: str, sources: Mapping[str, _Source]) -> Part:
+    source, digest = _origin([sources[key] for key in part.files or sources])
+    card = dataclasses.replace(
+        part.card, system=recipe.system, engine=engine, source=source, source_sha256=digest,
+        licence=part.card.licence or recipe.licence, recipe=made_by,
+    )  # fmt: skip
+    return dataclasses.replace(part, card=card)
+
+
+def _write(
+    parts: Collection[Part], folder: Path, fp16: bool
+) -> tuple[dict[str, tuple[Deviation, ...]], dict[str, dict[str, str]]]:
+    """Deviations, and the forms of each engine, after writing them all."""
     deviations, engines = {}, {}
-    with _new_folder(folder) as scratch:
-        for engine, part in parts.items():
-            log.info("exporting %s", engine)
-            card = dataclasses.replace(
-                part.card, system=recipe.system, engine=engine, source=checkpoint.name, source_sha256=digest,
-                licence=recipe.licence, recipe=made_by,
-            )  # fmt: skip
-            engines[engine] = {"default": f"{engine}.onnx"}
-            deviations[engine] = write_part(dataclasses.replace(part, card=card), scratch / f"{engine}.onnx")
-            if fp16:
-                engines[engine]["fp16"] = f"{engine}.fp16.onnx"
-                deviations[f"{engine} (fp16)"] = _derive(part, scratch, engines[engine])
-        write_manifest(scratch, about, engines, recipe.constants)
-    return deviations
+    for part in parts:
+        engine = part.card.engine
+        log.info("exporting %s", engine)
+        forms = engines[engine] = {"default": f"{engine}.onnx"}
+        deviations[engine] = write_part(part, folder / forms["default"])
+        if fp16 and part.half:
+            forms["fp16"] = f"{engine}.fp16.onnx"
+            deviations[f"{engine} (fp16)"] = _derive(part, folder, forms)
+    return deviations, engines
 
 
 def _derive(part: Part, folder: Path, forms: Mapping[str, str]) -> tuple[Deviation, ...]:
     arrays = {name: tensor.numpy() for name, tensor in part.inputs.items()}
     return derive_fp16(folder / forms["default"], folder / forms["fp16"], arrays)
+
+
+# -- bundle -----------------------------------------------------------------------------------------------
+
+
+def _about(name: str, recipe: Recipe, parts: Collection[Part], sources: Mapping[str, _Source]) -> dict[str, str]:
+    licences = dict.fromkeys(part.card.licence for part in parts)
+    made_by = next(part.card.recipe for part in parts)
+    source, digest = _origin(sources.values())
+    return {
+        "name": name, "about": recipe.about, "system": recipe.system, "licence": " AND ".join(licences),
+        "commercial": recipe.commercial, "recipe": made_by, "source": source, "source_sha256": digest,
+    }  # fmt: skip
+
+
+def _constants(recipe: Recipe, parts: Collection[Part]) -> dict[str, Mapping[str, Any]]:
+    tables = dict(recipe.constants)
+    for part in parts:
+        tables |= part.constants
+    return tables
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""`facesdk export`: a published checkpoint becomes a bundle."""
+"""`facesdk export`: published files become a bundle."""
 
 from __future__ import annotations
 
@@ -12,21 +12,31 @@ from typing import Any
 from facesdk.errors import MissingDependency
 
 #: written out, so that the help needs no torch
-SYSTEMS = ("6drepnet", "arcface", "deep3d", "hififace", "ir-se50", "xuehy")
+SYSTEMS = ("6drepnet", "arcface", "deep3d", "hififace", "ir-se50", "vec2face", "xuehy")
+#: name of a file in the recipes -> what it is; written out for the same reason
+FILES = {
+    "checkpoint": "the published file, where a system has one",
+    "generator": "vec2face: vec2face_generator.pth",
+    "arcface": "vec2face: arcface-r100-glint360k.pth, identity",
+    "magface": "vec2face: magface-r100-glint360k.pth, quality",
+    "headpose": "vec2face: 6DRepNet_300W_LP_AFLW2000.pth, head pose; may be left out",
+    "pose_generator": "vec2face: pose_model.pth of Vec2Face+; may be left out",
+}
 
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Any]:
-    """Make a bundle of engines from a published checkpoint (needs torch).
+    """Make a bundle of engines from published checkpoints (needs torch).
 
     Every engine is held against torch on recorded inputs; its largest deviation goes into its card.
     """
-    parser.add_argument("system", choices=SYSTEMS, help="what the checkpoint is")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="the published file")
+    parser.add_argument("system", choices=SYSTEMS, help="what the files are of")
+    for name, what in FILES.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="FILE", help=what)
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FOLDER", help="a new folder for the bundle"
     )
     parser.add_argument("--name", help="the bundle's name (default: the system's)")
-    parser.add_argument("--fp16", action="store_true", help="also derive each engine in fp16, held against fp32")
+    parser.add_argument("--fp16", action="store_true", help="also derive engines in fp16, held against fp32")
     return run
 
 
@@ -36,7 +46,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise MissingDependency(f"exporting needs {', '.join(missing)}", remedy=f"pip install {' '.join(missing)}")
     from .bundles import export
 
-    deviations = export(options.system, options.checkpoint, options.output, options.name, fp16=options.fp16)
+    files = {name: path for name in FILES if (path := getattr(options, name)) is not None}
+    deviations = export(options.system, files, options.output, options.name, fp16=options.fp16)
     if not options.json:
         width = max(map(len, deviations), default=0)
         for engine, found in deviations.items():

@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 
-from . import annotation, encoders, hififace, paste
+from . import annotation, attributes, encoders, hififace, paste, recognition, synthesis, vec2face
 from .reference import ROOT, cases
 
 WAYS = {
     "annotation": annotation.WAYS | encoders.ANNOTATION,
     "dense_face": encoders.DENSE_FACE,
     "hififace": hififace.WAYS | paste.WAYS,
-    "vec2face": encoders.VEC2FACE,
+    "vec2face": encoders.VEC2FACE
+    | vec2face.VEC2FACE
+    | attributes.ATTRIBUTES
+    | synthesis.SYNTHESIS
+    | recognition.RECOGNITION,
 }
 NOT_BUILT = "not built yet"
 

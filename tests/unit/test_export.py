@@ -364,3 +364,17 @@ def test_a_full_disk(scale_file: Path, tmp_path: Path, monkeypatch: pytest.Monke
         export("scale", scale_file, tmp_path / "bundle")
     assert caught.value.cause == "No space left on device"
     assert left(tmp_path) == ["scale.pth"]
+
+
+class OfTwo(nn.Module):
+    """Works for two rows alone."""
+
+    def forward(self, vector: torch.Tensor) -> torch.Tensor:
+        first, second = vector.unbind(0)
+        return torch.stack((first, second)) * 2
+
+
+def test_an_axis_that_does_not_stay_free_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match=r"vector has fixed axes: batch at 2"):
+        onnx_export.trace(OfTwo(), {"vector": torch.ones(2, 3)}, ["out"], tmp_path / "two.onnx", {0: "batch"})
+    assert not list(tmp_path.iterdir())

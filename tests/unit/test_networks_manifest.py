@@ -23,8 +23,13 @@ from facesdk_export.networks import (  # noqa: E402
     iresnet_of,
     is_training_form,
     rotation_matrix,
+    vec2face,
+    vec2face_plus,
 )
 from facesdk_export.networks import iresnet as iresnet_module  # noqa: E402
+from facesdk_export.networks.lpips import LPIPS  # noqa: E402
+from facesdk_export.networks.vec2face_discriminator import Discriminator  # noqa: E402
+from facesdk_export.networks.vec2face_sizes import generator_of  # noqa: E402
 
 TRAINING_FORM = "6DRepNet training checkpoint (not published for Dense-Face; multi-branch form)"
 
@@ -51,6 +56,7 @@ MANIFESTS: list[tuple[str, str, str, Callable[[], Any]]] = [
     ),
     ("vec2face", "weights/6DRepNet_300W_LP_AFLW2000.pth", "", SixDRepNet),
     ("vec2face", "(not used here) 6DRepNet training form", "", lambda: SixDRepNet(deploy=False)),
+    ("vec2face", "checkpoint-*.pth:model_disc", "", Discriminator),
     ("dense_face", "model_ir_se50.pth", "", IRSE),
     ("dense_face", "epoch=44397232.ckpt", "id_loss_func.facenet.", IRSE),
     ("dense_face", "6DRepNet_300W_LP_AFLW2000.pth", "", SixDRepNet),
@@ -82,8 +88,52 @@ def shapes(network: Any) -> dict[str, tuple[int, ...]]:
 )
 def test_network_has_the_published_entries(system: str, file: str, prefix: str, build: Callable[[], Any]) -> None:
     want = manifest(system, file, prefix)
-    assert len(want) > 50
+    assert len(want) > 30
     assert shapes(on_meta(build)) == want
+
+
+GENERATORS = ("weights/vec2face_generator.pth", "vec2face_plus/main_model.pth")
+POSE_MODEL = "vec2face_plus/pose_model.pth"
+
+
+def used(entries: dict[str, Any], unused: tuple[str, ...]) -> dict[str, Any]:
+    """The entries without the unused ones, of which every kind must be there."""
+    assert all(any(name.startswith(root) for name in entries) for root in unused)
+    return {name: value for name, value in entries.items() if not name.startswith(unused)}
+
+
+@pytest.mark.skipif(not ROOT.is_dir(), reason=f"no reference folder at {ROOT}; set FACESDK_REFERENCE")
+@pytest.mark.parametrize("file", GENERATORS)
+def test_generator_has_the_published_entries_but_the_unused(file: str) -> None:
+    want = manifest("vec2face", file)
+    network = on_meta(lambda: vec2face.Generator(vec2face.ImageDecoder()))
+    assert shapes(network) == used(want, vec2face.UNUSED)
+    read = generator_of({name: torch.empty(shape, device="meta") for name, shape in want.items()}, vec2face.Generator)
+    assert shapes(read) == shapes(network)
+
+
+@pytest.mark.skipif(not ROOT.is_dir(), reason=f"no reference folder at {ROOT}; set FACESDK_REFERENCE")
+def test_pose_generator_has_the_published_entries_of_both_containers() -> None:
+    want = {
+        name.replace("pose_model::", "pose_model."): shape for name, shape in manifest("vec2face", POSE_MODEL).items()
+    }
+    updates = [name for name in want if name.endswith((".A", ".B"))]
+    assert len(updates) == 2 * 2 * (vec2face.DEPTH + vec2face.DECODER_DEPTH)
+    folded = vec2face_plus.fold_lora({name: torch.empty(shape, device="meta") for name, shape in want.items()})
+    entries = {name: tuple(value.shape) for name, value in folded.items()}
+    network = on_meta(lambda: vec2face_plus.PosedGenerator(vec2face.ImageDecoder()))
+    assert shapes(network) == used(entries, vec2face_plus.UNUSED)
+
+
+@pytest.mark.skipif(not ROOT.is_dir(), reason=f"no reference folder at {ROOT}; set FACESDK_REFERENCE")
+def test_every_file_of_vec2face_is_looked_at() -> None:
+    files = json.loads((ROOT / "vec2face" / "state_dict.json").read_text(encoding="utf-8"))
+    listed = {file for system, file, *_ in MANIFESTS if system == "vec2face"}
+    assert listed | {*GENERATORS, POSE_MODEL, "lpips/vgg.pth"} == set(files)
+    heads, whole = (files["lpips/vgg.pth"][key] for key in ("entries", "module_entries"))
+    network = shapes(on_meta(lambda: LPIPS(named_twice=False)))
+    assert network == {name: tuple(shape) for name, shape in whole.items()}
+    assert heads.items() <= whole.items()
 
 
 @pytest.mark.skipif(not ROOT.is_dir(), reason=f"no reference folder at {ROOT}; set FACESDK_REFERENCE")

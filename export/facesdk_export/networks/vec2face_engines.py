@@ -12,7 +12,7 @@ from torch.nn import functional
 from .vec2face import Block, Doubling, Generator, ResidualBlock
 
 
-def export_form(generator: Generator) -> Generator:
+def export_form(generator: Generator) -> nn.Module:
     """A copy that shares the weights it does not change.
 
     A doubling and its convolution are four convolutions with 2x2 kernels: 4 products a pixel instead of 9.  A

@@ -1,4 +1,4 @@
-"""The recipes by name: which published checkpoints `facesdk export` reads."""
+"""The recipes by name: which published files `facesdk export` reads."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ..bundles import Recipe
 from .encoders import ARCFACE, IR_SE50
 from .geometry import DEEP3D, SIXDREPNET
 from .hififace import HIFIFACE, XUEHY
+from .vec2face import VEC2FACE
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
@@ -17,6 +18,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "deep3d": DEEP3D,
         "hififace": HIFIFACE,
         "ir-se50": IR_SE50,
+        "vec2face": VEC2FACE,
         "xuehy": XUEHY,
     }
 )

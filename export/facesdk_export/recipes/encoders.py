@@ -16,7 +16,8 @@ from ..onnx_export import Part
 from .parts import Pictures, example_picture, loaded, on_meta
 
 
-def _encoder(network: nn.Module, size: int) -> dict[str, Part]:
+def encoder_part(network: nn.Module, size: int) -> Part:
+    """Pictures -> vectors of `network`, whose faces are (size, size) RGB in [-1, 1]."""
     scale = torch.full((3,), 1 / 127.5)
     card = Card(
         about="identity of an aligned face",
@@ -24,28 +25,29 @@ def _encoder(network: nn.Module, size: int) -> dict[str, Part]:
         outputs={"embedding": "(n, 512) identity vector"},
     )
     module = Pictures(network, scale, torch.full((3,), -1.0))
-    return {"encoder": Part(module, {"image": example_picture(size)}, ("embedding",), card)}
+    return Part(module, {"image": example_picture(size)}, ("embedding",), card)
 
 
 def _arcface(checkpoint: Checkpoint) -> dict[str, Part]:
     network = on_meta(lambda: iresnet_of(checkpoint.entries))
-    return _encoder(loaded(network, checkpoint), 112)
+    return {"encoder": encoder_part(loaded(network, checkpoint), 112)}
 
 
 def _ir_se50(checkpoint: Checkpoint) -> dict[str, Part]:
-    return _encoder(loaded(on_meta(IRSE), checkpoint), 112)
+    return {"encoder": encoder_part(loaded(on_meta(IRSE), checkpoint), 112)}
 
 
-def _encoder_constants(space: str, normalised: bool) -> dict[str, dict[str, Any]]:
+def encoder_constants(space: str, normalised: bool) -> dict[str, dict[str, Any]]:
+    """The tables that make an encoder of a bundle with the engine `encoder`."""
     crop = {"size": 112, "template": "arcface", "preprocessing": "arcface-112 rgb [-1, 1]"}
     return {"encoder": {**crop, "space": space, "normalised": normalised}}
 
 
 ARCFACE = Recipe(
     "encoder", "ArcFace identity encoder (IResNet)", "LicenseRef-insightface-non-commercial", "no", _arcface,
-    _encoder_constants("arcface", normalised=False),
+    encoder_constants("arcface", normalised=False),
 )  # fmt: skip
 IR_SE50 = Recipe(
     "encoder", "ArcFace identity encoder (IR-SE50)", "LicenseRef-unknown", "unknown", _ir_se50,
-    _encoder_constants("arcface-ir-se50", normalised=True),
+    encoder_constants("arcface-ir-se50", normalised=True),
 )  # fmt: skip

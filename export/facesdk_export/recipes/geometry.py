@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from torch import nn
 
 from facesdk.card import Card
 
@@ -21,10 +22,15 @@ def _deep3d(checkpoint: Checkpoint) -> dict[str, Part]:
     return {"shape": Part(network, {"face": example_crop(224, 0)}, ("coefficients",), card)}
 
 
-def _sixdrepnet(checkpoint: Checkpoint) -> dict[str, Part]:
+def sixdrepnet(checkpoint: Checkpoint) -> nn.Module:
+    """The network of a file in either form."""
     if is_training_form(checkpoint.entries):
         checkpoint = dataclasses.replace(checkpoint, entries=fold_training_form(checkpoint.entries))
-    network = loaded(on_meta(SixDRepNet), checkpoint)
+    return loaded(on_meta(SixDRepNet), checkpoint)
+
+
+def _sixdrepnet(checkpoint: Checkpoint) -> dict[str, Part]:
+    network = sixdrepnet(checkpoint)
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # ImageNet
     card = Card(
         about="head pose", inputs={"image": "uint8 RGB (n, 224, 224, 3): shorter side 224, centre crop"},

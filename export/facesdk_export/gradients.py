@@ -1,0 +1,81 @@
+"""A module that differentiates, as a graph that only computes: what is left of autograd is plain operators."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from facesdk.errors import ConversionError, ToleranceExceeded
+
+from .gradient_rules import rules
+
+aten = torch.ops.aten
+#: largest relative L2 distance from autograd.  A wrong rule is off by its whole contribution; rounding turns a few
+#: kinks (ReLU, the picture's clipping): full-size networks with random weights were seen at 0.016
+TOLERANCE = 0.05
+
+
+def plain_graph(step: nn.Module, inputs: Mapping[str, Tensor]) -> nn.Module:
+    """The module's `forward`, autograd calls in it included, as a graph of forward operators with a free axis 0.
+
+    inputs  name -> example in the order of `forward`, two rows or more; the graph is held against the module on them.
+    Raises ConversionError where an operator has no rule, ToleranceExceeded where the graph computes something else.
+    """
+    if any(len(tensor) < 2 for tensor in inputs.values()):
+        raise ConversionError("an example input has one row", remedy="give two or more: a size of 1 would stay fixed")
+    arguments = tuple(inputs.values())
+
+    def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = step(*tensors)
+        return outputs
+
+    graph = make_fx(forward, rules(), tracing_mode="symbolic", _allow_non_fake_inputs=True)(*_distinct(arguments))
+    left = sorted({str(node.target) for node in graph.graph.nodes if "backward" in str(node.target)})
+    if left:
+        raise ConversionError(
+            f"no rule for {', '.join(left)}",
+            cause="an inference graph cannot hold backward operators",
+            remedy="use other layers, or add a rule to facesdk_export.gradient_rules",
+        )
+    _tidy(graph)
+    _check(graph, step, arguments)
+    return graph
+
+
+def _distinct(arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The examples with a number of rows that no other axis has: the tracer takes equal sizes for one."""
+    others = {size for tensor in arguments for size in tensor.shape[1:]}
+    rows = next(count for count in itertools.count(2) if count not in others)
+    return tuple(tensor[torch.arange(rows) % len(tensor)] for tensor in arguments)
+
+
+def _tidy(graph: GraphModule) -> None:
+    """Make every `view` a `reshape`, whose one free size is -1."""
+    for node in graph.graph.nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            # a recorded view holds for the recorded memory layout only
+            node.target = aten.reshape.default
+        if node.target == aten.reshape.default:
+            free = [axis for axis, size in enumerate(node.args[1]) if isinstance(size, Node) or size == -1]
+            if len(free) == 1:
+                node.update_arg(1, [-1 if axis in free else size for axis, size in enumerate(node.args[1])])
+        elif node.target == aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _check(graph: nn.Module, step: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    for index, (want, got) in enumerate(zip(step(*arguments), graph(*arguments), strict=True)):
+        distance = float((got - want).norm() / want.norm().clamp_min(1e-30))
+        if not distance <= TOLERANCE:
+            raise ToleranceExceeded(
+                f"output {index} of the plain graph is off by {distance:.2e} from autograd's",
+                cause=f"a rule computes something else for these networks; the limit is {TOLERANCE:g}",
+                remedy="compare the rules of facesdk_export.gradient_rules with autograd, layer by layer",
+            )
