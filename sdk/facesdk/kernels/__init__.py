@@ -1,0 +1,9 @@
+"""Fused attention with a second set of keys: a CUDA kernel where arrays are on a GPU, NumPy where they are not."""
+
+from __future__ import annotations
+
+from .attention import attention
+from .library import Library, cuda_available, load
+from .memory import DeviceArray
+
+__all__ = ["DeviceArray", "Library", "attention", "cuda_available", "load"]
