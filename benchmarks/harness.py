@@ -90,9 +90,9 @@ def peer_python(name: str, *requirements: str) -> Path:
     return python
 
 
-def save(benchmark: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Replace the rows of one benchmark in results/<device>.csv; the file's path."""
-    path = RESULTS / f"{device_name()}.csv"
+def save(benchmark: str, rows: Sequence[Mapping[str, Any]], device: str | None = None, results: Path = RESULTS) -> Path:
+    """Replace the rows of one benchmark in results/<device>.csv, by default this processor's; the file's path."""
+    path = results / f"{device or device_name()}.csv"
     kept = [row for row in csv.DictReader(path.open()) if row["benchmark"] != benchmark] if path.exists() else []
     date = datetime.date.today().isoformat()
     new = [{"benchmark": benchmark, "date": date, **row} for row in rows]

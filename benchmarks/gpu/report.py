@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import datetime
 import importlib.metadata
-import io
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from facesdk.files import write_text
 from facesdk.kernels.library import VERSION
 
 from .ceilings import Ceilings
 from .device import Device
 from .problems import Problem
-
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 def row(
@@ -57,24 +50,9 @@ def case(problem: Problem) -> str:
     return f"{problem.name}: {sizes}, {problem.element}"
 
 
-def save(results: Path, device: str, benchmark: str, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Replace the rows of one benchmark in <results>/<device>.csv, as the other benchmarks do; the file's path."""
-    path = results / f"{file_name(device)}.csv"
-    kept = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    date = datetime.date.today().isoformat()
-    new = [{"benchmark": benchmark, "date": date, **row} for row in rows]
-    every = [row for row in kept if row["benchmark"] != benchmark] + new
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in every for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(every)
-    write_text(path, text.getvalue())
-    return path
-
-
 def file_name(device: str) -> str:
-    """A GPU's name as a file name: gpu-nvidia-h200, for example."""
-    return "gpu-" + re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    """A GPU's name as a file name, without the maker's: h200, for example."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower().removeprefix("nvidia")).strip("-")
 
 
 def versions(device: Device) -> str:

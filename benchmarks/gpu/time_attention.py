@@ -16,6 +16,7 @@ from facesdk.kernels.launch import arguments_of
 from facesdk.kernels.operands import sizes_of
 from facesdk.kernels.views import View
 
+from ..harness import RESULTS, save
 from . import report, sdpa
 from .ceilings import Ceilings
 from .device import Device, open_device
@@ -110,7 +111,7 @@ def main(
     parser.add_argument("--ceilings", type=Path, required=True, help="what ceilings.py wrote")
     parser.add_argument("--seconds", type=float, default=1e9, help="no problem is begun after so long")
     parser.add_argument("--rounds", type=int, default=_ROUNDS)
-    parser.add_argument("--results", type=Path, default=report.RESULTS, help="folder of the CSV per device")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV per device")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the table in Markdown")
     arguments = parser.parse_args(words)
     device, kernels = device or open_device(), kernels or load()
@@ -124,7 +125,9 @@ def main(
             pools[problem.element] = Pool(device, problem.element, pool_bytes)
         rows += measure(device, kernels, pools[problem.element], problem, ceilings, arguments.rounds)
     versions = report.versions(device)
-    path = report.save(arguments.results, device.name, "attention", [row | {"versions": versions} for row in rows])
+    path = save(
+        "attention", [row | {"versions": versions} for row in rows], report.file_name(device.name), arguments.results
+    )
     text = report.markdown(device.name, versions, rows, ceilings)
     write_text(arguments.output, text)
     print(text)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
 from facesdk.errors import ConversionError, ToleranceExceeded
 
@@ -64,10 +65,12 @@ def _tidy(graph: GraphModule) -> None:
             free = [axis for axis, size in enumerate(node.args[1]) if isinstance(size, Node) or size == -1]
             if len(free) == 1:
                 node.update_arg(1, [-1 if axis in free else size for axis, size in enumerate(node.args[1])])
-        elif node.target == aten.detach.default:
+        elif node.target in (aten.detach.default, aten.clone.default):
             node.replace_all_uses_with(node.args[0])
     graph.graph.eliminate_dead_code()
     graph.recompile()
+    merged: GraphModule = CSEPass()(graph).graph_module
+    return merged
 
 
 def _check(graph: nn.Module, step: nn.Module, arguments: tuple[Tensor, ...]) -> None:

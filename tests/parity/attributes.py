@@ -84,7 +84,9 @@ def inputs_of(case: Any, names: tuple[str, ...], vector: np.ndarray, masks: Mask
         "quality": scalars["quality_weight"],
         "yaw": scalars["pose_weight"],
     }
-    rows = [np.tile(np.float32([table.get(name, 0) for name in names]), (len(vector), 1)) for table in (targets, weights)]
+    rows = [
+        np.tile(np.float32([table.get(name, 0) for name in names]), (len(vector), 1)) for table in (targets, weights)
+    ]
     return {
         "vector": vector, "reference": case.inputs["class_rep"], "keep": masks.keep, "masked": masks.masked,
         "targets": rows[0], "weights": rows[1],

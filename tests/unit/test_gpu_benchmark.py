@@ -21,6 +21,7 @@ from benchmarks.gpu import check, check_face, device, placement, pool, problems,
 from benchmarks.gpu.ceilings import Ceilings, measure
 from benchmarks.gpu.cudart import Cudart
 from benchmarks.gpu.problems import Problem
+from benchmarks.harness import save
 from facesdk.errors import EngineError
 from facesdk.kernels.library import HEAD_DIMS, Arguments
 from facesdk.kernels.views import View
@@ -281,7 +282,7 @@ def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_times_become_rows_and_a_table(tmp_path: Path) -> None:
     kernels = HostKernels()
     assert time_on(HostDevice(), tmp_path, kernels) == 0
-    rows = rows_of(tmp_path / "gpu-nvidia-h200.csv")
+    rows = rows_of(tmp_path / "h200.csv")
     assert [row["system"] for row in rows] == ["facesdk"] * 3
     assert len(kernels.streams) == 3 * 5 * 3  # problems, launches, rounds with the one not counted
     assert {row["timed_by"] for row in rows} == {"calls"}
@@ -319,7 +320,7 @@ def test_peers_that_accept_a_problem_are_timed_and_compared(tmp_path: Path) -> N
     torch = pytest.importorskip("torch")
     pytest.importorskip("torch.nn.attention")
     assert time_on(TorchOnHost(torch), tmp_path, HostKernels()) == 0
-    rows = rows_of(tmp_path / "gpu-nvidia-h200.csv")
+    rows = rows_of(tmp_path / "h200.csv")
     assert [row["system"] for row in rows] == ["facesdk", "sdpa flash"] * 3
     assert {float(row["ratio_to_sdpa"]) for row in rows} == {1.0}
     assert all(float(row["difference"]) < 1e-2 for row in rows if row["system"] != "facesdk")
@@ -347,9 +348,9 @@ def test_the_pool_never_hands_out_what_is_in_use() -> None:
 
 
 def test_rows_of_other_benchmarks_stay(tmp_path: Path) -> None:
-    report.save(tmp_path, "NVIDIA H200", "other", [{"case": "x", "score": 1}])
-    report.save(tmp_path, "NVIDIA H200", "attention", [{"case": "old"}])
-    path = report.save(tmp_path, "NVIDIA H200", "attention", [{"case": "new", "median_ms": 2.0}])
+    save("other", [{"case": "x", "score": 1}], "h200", tmp_path)
+    save("attention", [{"case": "old"}], "h200", tmp_path)
+    path = save("attention", [{"case": "new", "median_ms": 2.0}], "h200", tmp_path)
     rows = rows_of(path)
     assert [(row["benchmark"], row["case"]) for row in rows] == [("other", "x"), ("attention", "new")]
     assert rows[0]["score"] == "1"
