@@ -93,7 +93,8 @@ def peer_python(name: str, *requirements: str) -> Path:
 def save(benchmark: str, rows: Sequence[Mapping[str, Any]], device: str | None = None, results: Path = RESULTS) -> Path:
     """Replace the rows of one benchmark in results/<device>.csv, by default this processor's; the file's path."""
     path = results / f"{device or device_name()}.csv"
-    kept = [row for row in csv.DictReader(path.open()) if row["benchmark"] != benchmark] if path.exists() else []
+    before = csv.DictReader(path.read_text().splitlines()) if path.exists() else ()
+    kept = [row for row in before if row["benchmark"] != benchmark]
     date = datetime.date.today().isoformat()
     new = [{"benchmark": benchmark, "date": date, **row} for row in rows]
     columns = list(dict.fromkeys(name for row in [*kept, *new] for name in row))

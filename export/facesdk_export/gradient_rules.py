@@ -102,7 +102,7 @@ def _convolved(
 
 
 def _turned(weight: Tensor, groups: int, s: int) -> Tensor:
-    """(groups * out * s * s, in, k / s, k / s) kernels of a transposed convolution, whose are (groups * in, out, k, k)."""
+    """The (groups * out * s * s, in, k / s, k / s) kernels of a transposed convolution's: (groups * in, out, k, k)."""
     inputs, outputs, height, width = weight.shape
     taps = [-(-height // s), -(-width // s)]
     if height % s or width % s:

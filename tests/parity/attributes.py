@@ -97,7 +97,7 @@ def masks_of(case: Any) -> list[Masks]:
     """The masks of every generator call."""
     limits = (case.scalars[f"mask_ratio_{part}"] for part in ("min", "max", "mu", "std"))
     law = MaskLaw(*limits)
-    return [token_masks(noise, float(rate), law) for noise, rate in zip(case.inputs["noise"], case.inputs["mask_rate"])]
+    return [token_masks(noise, float(rate), law) for noise, rate in zip(case.inputs["noise"], case.inputs["mask_rate"], strict=True)]
 
 
 # -- what the published loop makes of it --------------------------------------------------------------------
