@@ -97,7 +97,8 @@ def masks_of(case: Any) -> list[Masks]:
     """The masks of every generator call."""
     limits = (case.scalars[f"mask_ratio_{part}"] for part in ("min", "max", "mu", "std"))
     law = MaskLaw(*limits)
-    return [token_masks(noise, float(rate), law) for noise, rate in zip(case.inputs["noise"], case.inputs["mask_rate"], strict=True)]
+    draws = zip(case.inputs["noise"], case.inputs["mask_rate"], strict=True)
+    return [token_masks(noise, float(rate), law) for noise, rate in draws]
 
 
 # -- what the published loop makes of it --------------------------------------------------------------------

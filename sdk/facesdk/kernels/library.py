@@ -15,7 +15,7 @@ VERSION = 1
 HEAD_DIMS = (24, 32, 40, 48, 64, 80, 96, 128, 160)
 DTYPES = {"fp16": 0, "bf16": 1}
 VARIABLE = "FACESDK_KERNELS"
-BUILD = "cmake -S kernels --preset all && cmake --build build/kernels"
+BUILD = "cmake --preset all && cmake --build build"
 _FILE = "facesdk_kernels.dll" if sys.platform == "win32" else "libfacesdk_kernels.so"
 _HERE = Path(__file__).parent
 _CHECKOUT = Path(__file__).parents[3]
