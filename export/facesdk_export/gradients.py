@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
 from facesdk.errors import ConversionError, ToleranceExceeded
 
@@ -56,21 +57,33 @@ def _distinct(arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _tidy(graph: GraphModule) -> None:
-    """Make every `view` a `reshape`, whose one free size is -1."""
+    """Make every `view` a `reshape` whose one free size is -1; nothing in place, no copies, no expression twice."""
+    seen: dict[tuple[object, ...], Node] = {}
     for node in graph.graph.nodes:
-        if node.target in (aten.view.default, aten._unsafe_view.default):
-            # a recorded view holds for the recorded memory layout only
-            node.target = aten.reshape.default
+        node.target = _forward_operator(node.target)
         if node.target == aten.reshape.default:
             free = [axis for axis, size in enumerate(node.args[1]) if isinstance(size, Node) or size == -1]
             if len(free) == 1:
                 node.update_arg(1, [-1 if axis in free else size for axis, size in enumerate(node.args[1])])
-        elif node.target in (aten.detach.default, aten.clone.default):
-            node.replace_all_uses_with(node.args[0])
+        same = node
+        if node.target in (aten.detach.default, aten.clone.default):
+            same = node.args[0]
+        elif node.op in ("call_function", "get_attr"):
+            same = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
+        if same is not node:
+            node.replace_all_uses_with(same)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    merged: GraphModule = CSEPass()(graph).graph_module
-    return merged
+
+
+def _forward_operator(target: Any) -> Any:
+    """The operator to write for a recorded one."""
+    if target in (aten.view.default, aten._unsafe_view.default):
+        return aten.reshape.default  # a recorded view holds for the recorded memory layout only
+    if isinstance(target, OpOverload) and target._schema.name.endswith("_"):
+        # whatever reads the tensor later was recorded as reading this result
+        return getattr(getattr(aten, target._schema.name.removeprefix("aten::")[:-1]), target._overloadname)
+    return target
 
 
 def _check(graph: nn.Module, step: nn.Module, arguments: tuple[Tensor, ...]) -> None:
