@@ -72,8 +72,24 @@ def _tidy(graph: GraphModule) -> None:
             same = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
         if same is not node:
             node.replace_all_uses_with(same)
+    _part_transposes(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _part_transposes(graph: GraphModule) -> None:
+    """Multiply square matrices of gradients by 2, and what they are applied to by 1/2: exact, and folded when loaded.
+
+    OpenVINO 2026.4 takes a square weight and its transpose in one graph for the same matrix.
+    """
+    for node in graph.graph.find_nodes(op="call_function", target=aten.mm.default):
+        values, matrix = node.args
+        if len({*matrix.meta["val"].shape}) == 1:
+            with graph.graph.inserting_before(node):
+                half, twice = (
+                    graph.graph.call_function(aten.mul.Tensor, pair) for pair in ((values, 0.5), (matrix, 2.0))
+                )
+            node.args = (half, twice)
 
 
 def _forward_operator(target: Any) -> Any:
