@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from facesdk.bundle import Bundle
-from facesdk.errors import BundleError, EngineClosed, EngineError, ModelNotFound
+from facesdk.errors import BundleError, EngineClosed, EngineError, ModelNotFound, ProviderUnavailable
 from facesdk.store import Store
 from facesdk.synthesis.masks import MaskLaw, Masks, token_masks
 from facesdk.synthesis.networks import SynthesisNetworks, find_bundle
@@ -197,7 +197,31 @@ def test_the_precision_is_of_what_paints(synthesis_bundle: Bundle, monkeypatch: 
     with SynthesisNetworks(synthesis_bundle, "cpu", precision="fp16") as networks:
         networks.measure(networks.pictures(vectors, masks))
         networks.step(vectors, references, masks, *columns(1))
-    assert asked == {"generator": "fp16", "step": "fp16", "quality": "fp32", "pose": "fp32"}
+    assert asked == {"generator": "fp16", "step": "fp32", "quality": "fp32", "pose": "fp32"}
+
+
+def test_gradients_are_not_computed_on_openvino(synthesis_bundle: Bundle) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    vectors, references, masks = drawn(1)
+    with SynthesisNetworks(synthesis_bundle, "openvino") as networks:
+        assert networks.pictures(vectors, masks).shape == (1, 112, 112, 3)
+        with pytest.raises(ProviderUnavailable, match="attributes cannot be optimised on openvino"):
+            networks.step(vectors, references, masks, *columns(1))
+
+
+def test_auto_takes_another_device_for_gradients(synthesis_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    open_engine = Bundle.open
+
+    def record(bundle: Bundle, engine: str, device: Any, **options: Any) -> Any:
+        asked.append(device)
+        return open_engine(bundle, engine, device, **options)
+
+    monkeypatch.setattr(Bundle, "open", record)
+    vectors, references, masks = drawn(1)
+    with SynthesisNetworks(synthesis_bundle, "auto") as networks:
+        networks.step(vectors, references, masks, *columns(1))
+    assert asked in (["cuda"], ["cuda", "cpu"])
 
 
 # -- what is refused ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from ..bundle import Bundle
 from ..encoder import Encoder
 from ..engine import Device, Engine, Precision, Tensor
-from ..errors import BundleError, EngineClosed, EngineError, UsageError
+from ..errors import BundleError, EngineClosed, EngineError, ProviderUnavailable, UsageError
 from ..store import Store
 from .masks import POSITIONS, MaskLaw, Masks
 
@@ -63,7 +64,7 @@ class SynthesisNetworks:
     ) -> None:
         """Raises BundleError where the bundle is of another kind.
 
-        precision: of the generator and the step; what measures the pictures stays fp32.
+        precision: of the generator; gradients and what measures the pictures stay fp32.
         """
         self.terms, constants = _terms(bundle), _constants(bundle)
         self.bundle, self.width, self.size = bundle, constants["vector"], constants["size"]
@@ -152,8 +153,11 @@ class SynthesisNetworks:
             return self._engines[name]
 
     def _open(self, name: str) -> Engine:
-        precision = self._precision if name in ("generator", "step") else "fp32"
-        engine = self.bundle.open(name, self._device, precision=precision, threads=self._threads)
+        if name == "step":
+            engine = self._open_step()
+        else:
+            precision: Precision = self._precision if name == "generator" else "fp32"
+            engine = self.bundle.open(name, self._device, precision=precision, threads=self._threads)
         wrong = _differences(engine, *self._signatures[name])
         if wrong:
             engine.close()
@@ -161,6 +165,20 @@ class SynthesisNetworks:
                 f"engine {name} of {self.bundle.name} does not fit the bundle: {', '.join(wrong)}", remedy=_AGAIN
             )
         return engine
+
+    def _open_step(self) -> Engine:
+        # OpenVINO 2026.4.1 gives wrong gradients at the published sizes, in fp32 too: benchmarks/synthesize.py shows it
+        if self._device == "openvino":
+            raise ProviderUnavailable(
+                "attributes cannot be optimised on openvino",
+                cause="its gradients of the published networks are wrong, while its pictures are right",
+                remedy="ask for device auto or cpu, or for the kind reference, which optimises nothing",
+            )
+        if self._device == "auto":
+            with contextlib.suppress(ProviderUnavailable):
+                return self.bundle.open("step", "cuda", threads=self._threads)
+        device: Device = "cpu" if self._device == "auto" else self._device
+        return self.bundle.open("step", device, threads=self._threads)
 
     def _check_open(self) -> None:
         if self._closed:
