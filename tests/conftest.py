@@ -11,7 +11,7 @@ import pytest
 
 from facesdk.card import Card
 
-pytest_plugins = ["tests.bundles", "tests.swap_bundle", "tests.synthesis_bundle"]
+pytest_plugins = ["tests.bundles", "tests.swap_bundle", "tests.synthesis_bundle", "tests.diffusion_bundle"]
 
 Shapes = Mapping[str, Sequence[int | str | None]]
 SaveGraph = Callable[..., Path]

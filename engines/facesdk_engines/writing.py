@@ -18,11 +18,11 @@ from facesdk.files import atomic_path, sha256, write_text
 
 
 def write_engine(path: Path, model: onnx.ModelProto, card: Card) -> None:
-    """Write a checked ONNX file that carries `card`."""
+    """Write a checked ONNX file that carries `card`; weights outside the graph lie beside `path` already."""
     onnx.helper.set_model_props(model, card.to_properties())
-    onnx.checker.check_model(model, full_check=True)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
+        onnx.checker.check_model(temporary, full_check=True)  # by path, from where it finds such weights
 
 
 def write_arrays(path: Path, **arrays: npt.NDArray[Any]) -> None:

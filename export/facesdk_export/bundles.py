@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import shutil
 import uuid
@@ -21,6 +22,7 @@ from .checkpoints import read_checkpoint
 from .onnx_export import Part, write_part
 
 VERSION = "1"
+_WEIGHTS = (".json", ".txt", ".safetensors", ".bin")
 log = logging.getLogger("facesdk")
 
 
@@ -28,20 +30,22 @@ log = logging.getLogger("facesdk")
 class Recipe:
     """How the published files of one system become a bundle.
 
-    parts      function of one Checkpoint per file, under its name -> engine name -> Part.
+    parts      function of what was read of each file, under its name -> engine name -> Part, or file name -> bytes.
     constants  the bundle's tables; what depends on the files stands in the parts.
     commercial what is known of the published weights: "no", "unknown".
     files      name -> what the file is.   optional  names of those that may be left out.
+    readers    name -> what reads it, where that is not read_checkpoint; it may be a folder then.
     """
 
     system: str
     about: str
     licence: str
     commercial: str
-    parts: Callable[..., Mapping[str, Part]]
+    parts: Callable[..., Mapping[str, Part | bytes]]
     constants: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"checkpoint": "the published file"})
     optional: Collection[str] = ()
+    readers: Mapping[str, Callable[[Path], Any]] = dataclasses.field(default_factory=dict)
 
 
 def export(
@@ -64,11 +68,16 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} is not an empty folder", remedy="choose a new one, or empty it")
     sources = _sources(name, recipe, {"checkpoint": files} if isinstance(files, Path) else files)
-    parts = recipe.parts(**{key: read_checkpoint(source.path) for key, source in sources.items()})
-    made = [_with_card(part, engine, recipe, f"{name} {VERSION}", sources) for engine, part in parts.items()]
+    read = {key: recipe.readers.get(key, read_checkpoint)(source.path) for key, source in sources.items()}
+    parts = recipe.parts(**read)
+    engines = {key: part for key, part in parts.items() if isinstance(part, Part)}
+    made = [_with_card(part, engine, recipe, f"{name} {VERSION}", sources) for engine, part in engines.items()]
     with _new_folder(folder) as scratch:
-        deviations, engines = _write(made, scratch, fp16)
-        write_manifest(scratch, _about(bundle_name or name, recipe, made, sources), engines, _constants(recipe, made))
+        for file, content in parts.items():
+            if isinstance(content, bytes):
+                (scratch / file).write_bytes(content)
+        deviations, forms = _write(made, scratch, fp16)
+        write_manifest(scratch, _about(bundle_name or name, recipe, made, sources), forms, _constants(recipe, made))
     return deviations
 
 
@@ -101,7 +110,16 @@ def _sources(name: str, recipe: Recipe, files: Mapping[str, Path]) -> dict[str, 
             remedy=f"facesdk export {name} {_usage(recipe)} -o FOLDER",
         )
     given = {key: files[key] for key in recipe.files if key in files}
-    return {key: _Source(path, sha256(path) if path.is_file() else "") for key, path in given.items()}
+    return {key: _Source(path, _digest(path)) for key, path in given.items()}
+
+
+def _digest(path: Path) -> str:
+    """sha256 of a file, or of the list of a folder's files with theirs; "" where there is nothing."""
+    if not path.is_dir():
+        return sha256(path) if path.is_file() else ""
+    files = sorted(each for each in path.glob("*/*") if each.suffix in _WEIGHTS)
+    lines = [f"{each.relative_to(path).as_posix()} {sha256(each)}\n" for each in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _options(names: Collection[str]) -> str:
@@ -138,8 +156,8 @@ def _write(
     for part in parts:
         engine = part.card.engine
         log.info("exporting %s", engine)
-        forms = engines[engine] = {"default": f"{engine}.onnx"}
-        deviations[engine] = write_part(part, folder / forms["default"])
+        deviations[engine], forms = write_part(part, folder / f"{engine}.onnx")
+        engines[engine] = forms
         if fp16 and part.half:
             forms["fp16"] = f"{engine}.fp16.onnx"
             deviations[f"{engine} (fp16)"] = _derive(part, folder, forms)

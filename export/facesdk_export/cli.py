@@ -12,7 +12,9 @@ from typing import Any
 from facesdk.errors import MissingDependency
 
 #: written out, so that the help needs no torch
-SYSTEMS = ("6drepnet", "arcface", "deep3d", "hififace", "ir-se50", "vec2face", "xuehy")
+SYSTEMS = (
+    "6drepnet", "arcface", "deep3d", "face2diffusion", "hififace", "ir-se50", "stable-diffusion", "vec2face", "xuehy",
+)  # fmt: skip
 #: name of a file in the recipes -> what it is; written out for the same reason
 FILES = {
     "checkpoint": "the published file, where a system has one",
@@ -21,6 +23,10 @@ FILES = {
     "magface": "vec2face: magface-r100-glint360k.pth, quality",
     "headpose": "vec2face: 6DRepNet_300W_LP_AFLW2000.pth, head pose; may be left out",
     "pose_generator": "vec2face: pose_model.pth of Vec2Face+; may be left out",
+    "stable_diffusion": "stable-diffusion, face2diffusion: folder of diffusers, or single file of version 1.x",
+    "msid": "face2diffusion: msid.pt",
+    "mapping": "face2diffusion: mapping.pt",
+    "mf2d": "face2diffusion: fmap_epoch49.pth of MF2D, for two people; may be left out",
 }
 
 

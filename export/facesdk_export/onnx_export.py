@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import torch
 from torch import Tensor, nn
 
@@ -21,11 +23,25 @@ from facesdk.card import Card
 from facesdk.engine import Engine
 from facesdk.errors import ConversionError, ToleranceExceeded
 from facesdk.verify import Deviation, deviation
+from facesdk_engines.attention import DOMAIN, has_attention, with_function, with_mha, with_plain_ops
 from facesdk_engines.writing import write_engine
 
 OPSET = 18
 #: largest deviation from torch, in standard deviations of the output, with which an engine is written
 TOLERANCE = 1e-3
+#: bytes of weights from which on they stand in a file of their own; a protobuf ends at 2 GiB
+LARGE = 1 << 30
+_ALIGNMENT = 1 << 16  # what Windows maps files by
+#: device -> what its form adds to the file's name, and how the form is made
+_FORMS: dict[str, tuple[str, Callable[[onnx.ModelProto], onnx.ModelProto]]] = {
+    "default": ("", with_mha),
+    "openvino": (".openvino", with_plain_ops),
+    "tensorrt": (".tensorrt", with_function),
+}
+_ONE_FORM = {"default": ("", lambda model: model)}
+
+Axes = Mapping[int, str]
+Free = Axes | Mapping[str, Axes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +51,8 @@ class Part:
     inputs      name -> example tensor, in the order of `forward`; the engine is checked on them.
     outputs     names of what `forward` returns, in order.
     card        its meanings of inputs and outputs, its licence if not the recipe's, what else is not known here.
-    free        axis -> name: these axes of every input are free, and equal wherever a name recurs.
+    free        axis -> name: these axes of every input are free, and equal wherever a name recurs; "name + 2" is an
+                axis two longer.  Input -> such a table: inputs that differ in this; one without has no free axes.
     reference   what the engine is held against, where `module` is another form of it.
     tolerances  output -> its limit, where TOLERANCE is not it.
     files       names of the recipe's files that it is made of; empty: all.
@@ -47,7 +64,7 @@ class Part:
     inputs: Mapping[str, Tensor]
     outputs: tuple[str, ...]
     card: Card
-    free: Mapping[int, str] = dataclasses.field(default_factory=lambda: {0: "batch"})
+    free: Free = dataclasses.field(default_factory=lambda: {0: "batch"})
     reference: nn.Module | None = None
     tolerances: Mapping[str, float] = dataclasses.field(default_factory=dict)
     files: tuple[str, ...] = ()
@@ -55,54 +72,115 @@ class Part:
     half: bool = True
 
 
-def write_part(part: Part, path: Path) -> tuple[Deviation, ...]:
-    """The deviations from torch, one per output, after writing the engine that carries them in its card.
+def write_part(part: Part, path: Path) -> tuple[tuple[Deviation, ...], dict[str, str]]:
+    """The deviations from torch, one per output, and the files of the engine's forms: "default" or device -> name.
 
-    Raises ToleranceExceeded, and then writes nothing.
+    A graph with attention nodes has a form for each runtime that wants its own; such a graph, and any with large
+    weights, has them in "<file>.data", once for all forms.  Every form is held against torch, and its deviations
+    stand in its card.  Raises ToleranceExceeded, and then writes nothing.
     """
-    module = part.module.eval()
-    with torch.no_grad():  # and not inference mode, in which a reference could not differentiate
-        reference = module if part.reference is None else part.reference.eval()
-        expected = reference(*part.inputs.values())
-    expected = expected if isinstance(expected, tuple) else (expected,)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        traced = Path(folder) / path.name
-        trace(module, part.inputs, part.outputs, traced, part.free)
-        deviations = _compare(part, expected, traced)
-        shapes = {name: tuple(tensor.shape) for name, tensor in part.inputs.items()}
-        errors = {each.output: each.max_in_std for each in deviations}
-        write_engine(path, onnx.load(traced), dataclasses.replace(part.card, example_shapes=shapes, deviation=errors))
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        folder = Path(scratch)
+        traced = folder / path.name
+        expected = _expected(part)
+        trace(part.module, part.inputs, part.outputs, traced, part.free)
+        model = onnx.load(traced, load_external_data=False)
+        traced.unlink()
+        forms = _FORMS if has_attention(model) else _ONE_FORM
+        files = {device: path.with_suffix(f"{suffix}.onnx").name for device, (suffix, _) in forms.items()}
+        found = {
+            device: _write_form(part, expected, form(model), folder / files[device])
+            for device, (_, form) in forms.items()
+        }
+        for written in folder.iterdir():
+            written.replace(path.parent / written.name)
+    return found["default"], files
+
+
+def _write_form(part: Part, expected: tuple[Tensor, ...], model: onnx.ModelProto, path: Path) -> tuple[Deviation, ...]:
+    """The deviations of one form after writing it, beside its weights."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in part.inputs.items()}
+    card = dataclasses.replace(part.card, example_shapes=shapes)
+    write_engine(path, model, card)
+    deviations = _compare(part, expected, path)
+    errors = {each.output: each.max_in_std for each in deviations}
+    write_engine(path, model, dataclasses.replace(card, deviation=errors))
     return deviations
 
 
-def trace(
-    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path, free: Mapping[int, str]
-) -> None:
+def _expected(part: Part) -> tuple[Tensor, ...]:
+    reference = part.module if part.reference is None else part.reference
+    with torch.no_grad():  # and not inference mode, in which a reference could not differentiate
+        expected = reference.eval()(*part.inputs.values())
+    return expected if isinstance(expected, tuple) else (expected,)
+
+
+# -- from torch to a file ---------------------------------------------------------------------------------
+
+
+def trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path, free: Free) -> None:
     """Write the ONNX graph of a module in evaluation mode; inputs, outputs and free axes as in `Part`.
 
-    Raises ConversionError where an axis that should be free came out fixed.
+    Attention is left as FusedAttention nodes, for `facesdk_engines.attention` to rewrite; the weights of a graph with
+    such nodes, and large ones, go into "<path>.data".  Raises ConversionError where an axis that should be free came
+    out fixed.
     """
-    sizes = {name: torch.export.Dim(name, min=1, max=1 << 15) for name in free.values()}
-    shapes = tuple({axis: sizes[name] for axis, name in free.items()} for _ in inputs) if free else None
+    axes = {name: _free_axes(name, free) for name in inputs}
     with _quiet(), torch.inference_mode():
         program = torch.onnx.export(
             module.eval(), tuple(inputs.values()), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=list(inputs), output_names=list(outputs), dynamic_shapes=shapes,
+            input_names=list(inputs), output_names=list(outputs), dynamic_shapes=_dynamic_shapes(module, axes),
         )  # fmt: skip
-        _check_free(program, free)
-        program.save(path)
+        _check_free(program, axes)
+        _save(program, path)
 
 
-def _check_free(program: torch.onnx.ONNXProgram, free: Mapping[int, str]) -> None:
+def _free_axes(name: str, free: Free) -> Axes:
+    per_input = {key: axes for key, axes in free.items() if isinstance(axes, Mapping)}
+    return per_input.get(name, {}) if per_input else free  # type: ignore[return-value]
+
+
+def _dynamic_shapes(module: nn.Module, axes: Mapping[str, Axes]) -> tuple[Any, ...]:
+    """What torch.export wants: per argument of `forward` a table, and a tuple of tables for `*arguments`."""
+    tables = [{axis: _size(name) for axis, name in each.items()} for each in axes.values()]
+    arguments = inspect.signature(module.forward).bind(*tables).arguments
+    return tuple(arguments.values())
+
+
+def _size(name: str) -> Any:
+    name, _, more = name.partition(" + ")
+    size = torch.export.Dim(name, min=1, max=1 << 15)
+    return size + int(more) if more else size
+
+
+def _check_free(program: torch.onnx.ONNXProgram, axes: Mapping[str, Axes]) -> None:
     # torch's exporter falls back to fixed sizes without a word where it cannot keep an axis free
     for value in program.model.graph.inputs:
-        fixed = [f"{name} at {value.shape[axis]}" for axis, name in free.items() if isinstance(value.shape[axis], int)]
+        sizes = {name: value.shape[axis] for axis, name in axes[value.name].items()}
+        fixed = [f"{name} at {size}" for name, size in sizes.items() if isinstance(size, int)]
         if fixed:
             raise ConversionError(
                 f"input {value.name} has fixed axes: {', '.join(fixed)}",
                 cause="the module's code needs that one size, or the example has the same size on another axis",
                 remedy="give an example whose free sizes differ from all others, and write the module for any size",
             )
+
+
+def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
+    """Write a graph without what the exporter notes about its origin, such as paths of this machine."""
+    model = program.model
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    shared = any(node.domain == DOMAIN for node in model.graph)
+    if shared or sum(each.nbytes for each in weights if each is not None) > LARGE:
+        # one tensor after the other, straight from torch's memory; aligned, so that runtimes can map the file
+        onnx_ir.save(model, path, external_data=f"{path.name}.data", alignment=_ALIGNMENT)
+    else:
+        onnx_ir.save(model, path)
+
+
+# -- against torch ----------------------------------------------------------------------------------------
 
 
 def _compare(part: Part, expected: tuple[Tensor, ...], path: Path) -> tuple[Deviation, ...]:

@@ -7,14 +7,21 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from .annotation.annotator import AnnotateOptions, Annotation, Annotator
 from .annotation.tracking import Tracker, TrackOptions
+from .diffusion.face_tokens import FaceTokens
+from .diffusion.generate import Generation, OnPreview, Score, generate
+from .diffusion.networks import DiffusionNetworks
+from .diffusion.networks import find_bundle as find_diffusion_bundle
+from .diffusion.options import GenerateOptions, MethodChoice
+from .diffusion.people import Faces, People, likeness, people_of
 from .encoder import Encoder, find_bundle
-from .engine import Device
+from .engine import Device, Precision, StepCallback
 from .errors import EmbeddingSpaceMismatch, FaceSDKError, ModelNotFound, UsageError
 from .face import Face
 from .identity import Identity
@@ -45,8 +52,10 @@ class FaceSDK:
 
     device      see Engine.open.   threads: processor threads of each engine; None: what suits its networks.
     annotation  name of a bundle in the store or path of a bundle folder; by default the best one in the store.
-    encoder     the same for the encoder, swapper for face swap, synthesizer for synthesis; by default the only one in
-                the store.
+    encoder     the same for the encoder, swapper for face swap, synthesizer for synthesis, diffusion for prompts; by
+                default the only one in the store.
+    precision   of what paints: synthesis and diffusion; see Engine.open.
+    resident    False frees the engines of diffusion after each stage: less memory, and every call opens them anew.
     """
 
     def __init__(
@@ -58,17 +67,21 @@ class FaceSDK:
         encoder: str | Path | None = None,
         swapper: str | Path | None = None,
         synthesizer: str | Path | None = None,
+        diffusion: str | Path | None = None,
+        precision: Precision = "fp32",
+        resident: bool = True,
         store: Store | None = None,
     ) -> None:
-        self._device, self._threads = device, threads
+        self._device, self._threads, self._precision, self._resident = device, threads, precision, resident
         self._annotation, self._encoder_name, self._swapper_name = annotation, encoder, swapper
-        self._synthesizer_name = synthesizer
+        self._synthesizer_name, self._diffusion_name = synthesizer, diffusion
         self._store = store or Store()
         self._lock = threading.Lock()
         self._annotator: Annotator | None = None
         self._encoder: Encoder | None = None
         self._swapper: Swapper | None = None
         self._synthesizer: Synthesizer | None = None
+        self._diffusion: DiffusionNetworks | None = None
 
     def annotate(self, image: PictureSource, options: AnnotateOptions | None = None) -> list[Face]:
         """The faces of a picture, best first.
@@ -207,13 +220,76 @@ class FaceSDK:
         picture = read_image(image)
         return self.synthesizer.networks.encoder.encode(picture, self._largest_face(picture))
 
+    def generate(
+        self,
+        prompt: str,
+        faces: Faces = (),
+        options: GenerateOptions | None = None,
+        *,
+        image: PictureSource | None = None,
+        mask: npt.NDArray[Any] | None = None,
+        on_step: StepCallback | None = None,
+        on_preview: OnPreview | None = None,
+        preview_every: int = 0,
+    ) -> Generation:
+        """Pictures of a prompt in which people stand as "f l", "g l" (with the method mf2d "f", "g").
+
+        faces  by placeholder ("f", "g"), or in their order: a photo, a list of photos, an identity, or face tokens.
+        image  to start from; mask (H, W) of it: 1 where it is to change.   on_step, on_preview: see diffusion.generate.
+        Raises UsageError, NoFaceFound, ImageError, ModelNotFound, EmbeddingSpaceMismatch.
+        """
+        networks = self.diffusion
+        people = people_of(faces, options or GenerateOptions(), networks, self._person)
+        score = self._likeness(people)
+        return generate(
+            networks, prompt, people.tokens, people.options, image=None if image is None else read_image(image),
+            mask=mask, score=score, on_step=on_step, on_preview=on_preview, preview_every=preview_every,
+        )  # fmt: skip
+
+    def inpaint(
+        self,
+        image: PictureSource,
+        mask: npt.NDArray[Any],
+        prompt: str,
+        faces: Faces = (),
+        options: GenerateOptions | None = None,
+        **watching: Any,
+    ) -> Generation:
+        """The image with what its mask (H, W) marks by 1 drawn anew after the prompt; the rest as `generate`."""
+        return self.generate(prompt, faces, options, image=image, mask=mask, **watching)
+
+    def face_tokens(
+        self,
+        images: PictureSource | Sequence[PictureSource],
+        method: MethodChoice = "auto",
+        expression: npt.NDArray[np.floating] | None = None,
+    ) -> FaceTokens:
+        """The person of a photo, or of several, as words of a prompt; raises as `encode`.
+
+        expression  (64,) coefficients; None leaves it to the prompt.
+        """
+        values = None if expression is None else np.asarray(expression, np.float32)
+        return self.diffusion.face_tokens(self._person(images), method, values)
+
+    @property
+    def diffusion(self) -> DiffusionNetworks:
+        """The networks that draw after a prompt, opened at first use."""
+        with self._lock:
+            if self._diffusion is None:
+                bundle = find_diffusion_bundle(self._store, self._diffusion_name)
+                self._diffusion = DiffusionNetworks(
+                    bundle, self._device, self._threads, precision=self._precision, resident=self._resident
+                )
+            return self._diffusion
+
     @property
     def synthesizer(self) -> Synthesizer:
         """The synthesis networks, opened at first use."""
         with self._lock:
             if self._synthesizer is None:
                 bundle = find_synthesis_bundle(self._store, self._synthesizer_name)
-                self._synthesizer = Synthesizer(SynthesisNetworks(bundle, self._device, self._threads))
+                networks = SynthesisNetworks(bundle, self._device, self._threads, precision=self._precision)
+                self._synthesizer = Synthesizer(networks)
             return self._synthesizer
 
     @property
@@ -245,9 +321,9 @@ class FaceSDK:
     def close(self) -> None:
         """Free every engine; a later call opens them again."""
         with self._lock:
-            parts = (self._annotator, self._encoder, self._swapper, self._synthesizer)
+            parts = (self._annotator, self._encoder, self._swapper, self._synthesizer, self._diffusion)
             opened = [part for part in parts if part is not None]
-            self._annotator = self._encoder = self._swapper = self._synthesizer = None
+            self._annotator = self._encoder = self._swapper = self._synthesizer = self._diffusion = None
         for part in opened:
             part.close()
 
@@ -263,6 +339,25 @@ class FaceSDK:
         if len(faces) > 1:
             log.warning("%d faces: the largest is taken, at %s", len(faces), largest.box.round().astype(int).tolist())
         return largest
+
+    def _person(self, images: PictureSource | Sequence[PictureSource]) -> Identity:
+        """Who is in a photo or in several, in the space that the words of prompts are made of."""
+        several = cast(Sequence[PictureSource], images if isinstance(images, list | tuple) else [images])
+        pictures = (read_image(image) for image in several)
+        return self.diffusion.encoder.encode_many((picture, self._largest_face(picture)) for picture in pictures)
+
+    def _likeness(self, people: People) -> Score | None:
+        """What measures pictures against people; None without any, or where no faces can be found in pictures."""
+        if not people.identities:
+            return None
+        try:
+            self.annotator  # noqa: B018  a missing bundle is told before the work is done
+        except ModelNotFound:
+            if people.options.keep is not None:
+                raise
+            log.warning("no annotation bundle is installed: likeness is not measured")
+            return None
+        return likeness(people.identities, self.annotate, self.diffusion.encoder)
 
     def _synthesis_vector(self, source: Identity | PictureSource) -> Floats:
         identity = source if isinstance(source, Identity) else self.synthesis_identity(source)

@@ -61,8 +61,10 @@ def _pip_download(requirement: str, file: str, folder: str, on_progress: Progres
 
 def _arguments(requirement: str, file: str) -> list[str]:
     python, abi, platforms = Path(file).stem.split("-")[-3:]
-    words = ["download", "--no-deps", "--only-binary=:all:", "--implementation", "cp", "--abi", abi]
-    words += ["--python-version", python.removeprefix("cp")]
+    words = ["download", "--no-deps", "--only-binary=:all:"]
+    if platforms == "any":
+        return [*words, requirement]
+    words += ["--implementation", "cp", "--abi", abi, "--python-version", python.removeprefix("cp")]
     return [*words, *(f"--platform={platform}" for platform in platforms.split(".")), requirement]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 
 Arrays = dict[str, np.ndarray]
@@ -23,11 +24,15 @@ def onnx_outputs(
     """
     import torch
 
+    from facesdk_engines.attention import has_attention, with_mha
     from facesdk_export.onnx_export import trace
 
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
     with tempfile.TemporaryDirectory(prefix="facesdk-parity-") as folder:
         path = Path(folder) / "graph.onnx"
         trace(module, tensors, output_names, path, {0: "batch"} if dynamic_batch else {})
+        model = onnx.load(path, load_external_data=False)
+        if has_attention(model):
+            path.write_bytes(with_mha(model).SerializeToString())
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return dict(zip(output_names, session.run(list(output_names), dict(inputs)), strict=True))

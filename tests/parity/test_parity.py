@@ -9,12 +9,32 @@ from typing import Any
 
 import pytest
 
-from . import annotation, attributes, encoders, hififace, paste, recognition, synthesis, vec2face
+from . import (
+    annotation,
+    attributes,
+    diffusion_loops,
+    encoders,
+    face2diffusion,
+    hififace,
+    paste,
+    prompts,
+    recognition,
+    samplers,
+    stable_diffusion,
+    synthesis,
+    vec2face,
+)  # fmt: skip
 from .reference import ROOT, cases
 
 WAYS = {
     "annotation": annotation.WAYS | encoders.ANNOTATION,
-    "dense_face": encoders.DENSE_FACE,
+    "dense_face": encoders.DENSE_FACE | samplers.DENSE_FACE | stable_diffusion.DENSE_FACE | diffusion_loops.DENSE_FACE,
+    "face2diffusion": prompts.FACE2DIFFUSION
+    | samplers.FACE2DIFFUSION
+    | stable_diffusion.FACE2DIFFUSION
+    | face2diffusion.FACE2DIFFUSION
+    | diffusion_loops.FACE2DIFFUSION,
+    "feedface": samplers.FEEDFACE,
     "hififace": hififace.WAYS | paste.WAYS,
     "vec2face": encoders.VEC2FACE
     | vec2face.VEC2FACE

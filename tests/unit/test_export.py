@@ -14,6 +14,7 @@ import pytest
 
 from facesdk.bundle import Bundle
 from facesdk.card import Card
+from facesdk.engine import Engine
 from facesdk.errors import ConversionError, ModelNotFound, OutputError, ToleranceExceeded, UsageError
 from facesdk.facade import FaceSDK
 from facesdk.face import Face
@@ -326,6 +327,48 @@ def test_an_engine_that_differs_from_torch(
         export("scale", scale_file, folder)
     assert left(tmp_path) == ["bundle"] * there + ["scale.pth"]
     assert not there or left(folder) == []
+
+
+def test_large_weights_stand_beside_the_graph(
+    scale_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a real one exceed what a protobuf can hold; ones of a few numbers stay in the graph."""
+
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(64, 64)
+
+        def forward(self, x: Any) -> Any:
+            return self.fc(x)
+
+    monkeypatch.setattr(onnx_export, "LARGE", 64 * 64 * 4)
+    part = Part(Large(), {"x": torch.randn(3, 64)}, ("y",), Card(engine="large"))
+    (found,), forms = onnx_export.write_part(part, tmp_path / "large.onnx")
+    assert forms == {"default": "large.onnx"}
+    assert found.max_in_std < 1e-5
+    sizes = {name: (tmp_path / name).stat().st_size for name in left(tmp_path) if name != "scale.pth"}
+    assert sorted(sizes) == ["large.onnx", "large.onnx.data"]
+    assert sizes["large.onnx"] < 64 * 64 * 4 <= sizes["large.onnx.data"]
+
+
+def test_axes_that_are_free_in_one_input(tmp_path: Path) -> None:
+    class Longer(nn.Module):
+        def forward(self, x: Any, y: Any, factor: Any) -> Any:
+            return (x + y[1:-1]) * factor
+
+    inputs = {"x": torch.randn(3), "y": torch.randn(5), "factor": torch.randn(1)}
+    part = Part(Longer(), inputs, ("z",), Card(), {"x": {0: "length"}, "y": {0: "length + 2"}})
+    onnx_export.write_part(part, tmp_path / "longer.onnx")
+    with Engine.open(tmp_path / "longer.onnx", "cpu") as engine:
+        assert [str(tensor) for tensor in engine.inputs] == [
+            "x float32[length]", "y float32[length + 2]", "factor float32[1]",
+        ]  # fmt: skip
+        got = engine(x=np.float32([1, 2]), y=np.float32([5, 6, 7, 8]), factor=np.float32([10]))["z"]
+    np.testing.assert_allclose(got, [70, 90])
+    fixed = dataclasses.replace(part, free={"x": {0: "length"}})  # y has a size, and so has x
+    with pytest.raises(ConversionError, match="x has fixed axes: length at 3"):
+        onnx_export.write_part(fixed, tmp_path / "fixed.onnx")
 
 
 def test_weights_that_are_nan(scale_file: Path, tmp_path: Path) -> None:

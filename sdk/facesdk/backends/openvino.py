@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,17 @@ from ..engine import NEXT, Array, Arrays, Precision, StepCallback, Tensor, close
 from ..errors import EngineError, EngineUnreadable, ProviderUnavailable
 from ..graph import Graph, Value
 
+# input -> shape, in order; empty: of any shape
+_Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
 _DTYPES = ("float32", "float64", "float16", "uint8", "int8", "int16", "int32", "int64", "bool")
 
 
 class OpenVino:
-    """One compiled model with a pool of inference requests, one for each thread that is inside at a time."""
+    """A graph, compiled when it is first run, with a pool of requests: one for each thread that is inside at a time.
+
+    A scan compiles the graph for its own shapes, which pays over many steps; single runs share one form for all shapes.
+    """
 
     device = "openvino"
 
@@ -29,13 +38,16 @@ class OpenVino:
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision]}
         if threads is not None:
             hints["INFERENCE_NUM_THREADS"] = str(threads)
-        self._compiled: Any = _compile(core, path, hints)
+        self._core, self._path, self._hints = core, path, hints
+        self._model: Any = _read(core, path)
+        self._compiled: dict[_Shapes, Any] = {}
         self._idle: list[Any] = []
+        self._lock = threading.Lock()
         self._tensor_type = ov.Tensor
         self.description = f"OpenVINO {ov.__version__.split('-')[0]} CPU {precision}"
         graph = Graph.read(path)  # OpenVINO drops the names of free axes
-        self.inputs = tuple(map(_tensor, self._compiled.inputs, graph.inputs))
-        self.outputs = tuple(map(_tensor, self._compiled.outputs, graph.outputs))
+        self.inputs = tuple(map(_tensor, self._model.inputs, graph.inputs))
+        self.outputs = tuple(map(_tensor, self._model.outputs, graph.outputs))
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
         request = self._take()
@@ -48,7 +60,9 @@ class OpenVino:
             self._idle.append(request)
 
     def scan(self, carry: Arrays, xs: Arrays, constants: Arrays, on_step: StepCallback) -> dict[str, Array]:
-        request = self._request()
+        shapes = {name: array.shape for name, array in {**carry, **constants}.items()}
+        shapes |= {name: series.shape[1:] for name, series in xs.items()}
+        request = self._request(tuple(shapes.items()))
         held = {name: _shareable(array) for name, array in constants.items()}
         for name, array in held.items():
             request.set_tensor(name, self._tensor_type(array, shared_memory=True))
@@ -78,8 +92,10 @@ class OpenVino:
                 )
 
     def close(self) -> None:
-        self._idle.clear()
-        self._compiled = None
+        with self._lock:
+            self._idle.clear()
+            self._compiled.clear()
+            self._model = None
 
     def _take(self) -> Any:
         try:
@@ -87,11 +103,24 @@ class OpenVino:
         except IndexError:
             return self._request()
 
-    def _request(self) -> Any:
-        compiled = self._compiled
-        if compiled is None:
-            raise closed_error("the engine")
-        return compiled.create_infer_request()
+    def _request(self, shapes: _Shapes = ()) -> Any:
+        """A request of the graph for all shapes, or for these, of which those used last are kept."""
+        with self._lock:
+            if self._model is None:
+                raise closed_error("the engine")
+            if shapes not in self._compiled:
+                if shapes:
+                    self._compiled = {kept: model for kept, model in self._compiled.items() if not kept}
+                self._compiled[shapes] = self._compile(shapes)
+            return self._compiled[shapes].create_infer_request()
+
+    def _compile(self, shapes: _Shapes) -> Any:
+        with _unreadable(self._path):
+            model = self._model
+            if shapes:
+                model = _read(self._core, self._path)
+                model.reshape(dict(shapes))
+            return self._core.compile_model(model, "CPU", self._hints)
 
 
 def _shareable(array: Array) -> Array:
@@ -108,15 +137,21 @@ def _import() -> Any:
     return openvino
 
 
-def _compile(core: Any, path: Path, hints: dict[str, str]) -> Any:
+@contextlib.contextmanager
+def _unreadable(path: Path) -> Iterator[None]:
     try:
-        return core.compile_model(str(path), "CPU", hints)
+        yield
     except RuntimeError as error:
         raise EngineUnreadable(
             f"{path.name} cannot be loaded by OpenVINO",
             cause=str(error).strip().splitlines()[-1],
             remedy='use device="cpu"',
         ) from error
+
+
+def _read(core: Any, path: Path) -> Any:
+    with _unreadable(path):
+        return core.read_model(str(path))
 
 
 def _tensor(port: Any, declared: Value) -> Tensor:

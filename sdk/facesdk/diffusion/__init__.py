@@ -1,0 +1,1 @@
+"""Diffusion: schedules, samplers, prompts and face tokens; numpy on the host, networks as engines."""
