@@ -37,7 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="a UNet of the published widths")
     parser.add_argument("--cases", nargs="+", default=[*CASES, "tricks"], choices=[*CASES, "tricks"])
-    parser.add_argument("--weights", type=Path, help="folder for the files that are made; kept, and used if it is there")
+    parser.add_argument("--weights", type=Path, help="folder to make the files in, or that has them")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

@@ -40,10 +40,10 @@ def fixed():
 
 def step():
     """Everything in the graph."""
-    matrix = np.float32([[1, NEXT_SIGMA - SIGMA, 0]])
+    matrix, weights = np.float32([[1, NEXT_SIGMA - SIGMA, 0]]), np.float32([1 - GUIDANCE, GUIDANCE])
     zeros = np.zeros_like(latent)
     return engine(
-        bank=latent[:, None], scale=np.array(SCALE, np.float32), matrix=matrix, weights=np.float32([1 - GUIDANCE, GUIDANCE]),
+        bank=latent[:, None], scale=np.array(SCALE, np.float32), matrix=matrix, weights=weights,
         noise=zeros, level=np.zeros(2, np.float32), blend_noise=zeros, known=zeros,
         mask=np.ones_like(latent[:, :1]), **constants,
     )["next_bank"][:, 0]  # fmt: skip

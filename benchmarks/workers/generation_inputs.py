@@ -9,7 +9,7 @@ SCALE = (SIGMA**2 + 1) ** -0.5
 
 
 def inputs():
-    """latent (1, 4, 64, 64) as noisy as SIGMA says, and text (2, 77, 768): nothing, the prompt."""
+    """A latent (1, 4, 64, 64) as noisy as SIGMA says, and text (2, 77, 768): of nothing, of the prompt."""
     rng = np.random.default_rng(0)
     latent = (SIGMA**2 + 1) ** 0.5 * rng.standard_normal((1, 4, 64, 64))
     return latent.astype(np.float32), rng.standard_normal((2, 77, 768)).astype(np.float32)

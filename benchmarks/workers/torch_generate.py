@@ -15,7 +15,8 @@ from harness import serve, timed
 
 folder, case, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(threads)
-network = {"step": UNet2DConditionModel, "vae": AutoencoderKL}[case].from_pretrained(folder, subfolder={"step": "unet"}.get(case, case))
+kind, part = {"step": (UNet2DConditionModel, "unet"), "vae": (AutoencoderKL, "vae")}[case]
+network = kind.from_pretrained(folder, subfolder=part)
 network.eval().requires_grad_(False)
 latent, text = map(torch.from_numpy, inputs())
 

@@ -31,8 +31,10 @@ def test_the_help_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "{6drepnet,arcface,deep3d,hififace,ir-se50,vec2face,xuehy}" in done.stdout
-    for option in ("checkpoint", "generator", "arcface", "magface", "headpose", "pose-generator"):
+    systems = "6drepnet,arcface,deep3d,face2diffusion,hififace,ir-se50,stable-diffusion,vec2face,xuehy"
+    assert systems in "".join(done.stdout.split())
+    options = ("checkpoint", "generator", "arcface", "magface", "headpose", "pose-generator")
+    for option in (*options, "stable-diffusion", "msid", "mapping", "mf2d"):
         assert f"  --{option} FILE" in done.stdout
 
 

@@ -12,6 +12,7 @@ import pytest
 from . import (
     annotation,
     attributes,
+    denoising,
     diffusion_loops,
     encoders,
     face2diffusion,
@@ -32,6 +33,7 @@ WAYS = {
     "face2diffusion": prompts.FACE2DIFFUSION
     | samplers.FACE2DIFFUSION
     | stable_diffusion.FACE2DIFFUSION
+    | {"unet": stable_diffusion.FACE2DIFFUSION["unet"] | denoising.FACE2DIFFUSION["unet"]}
     | face2diffusion.FACE2DIFFUSION
     | diffusion_loops.FACE2DIFFUSION,
     "feedface": samplers.FEEDFACE,
