@@ -87,7 +87,7 @@ def compare(workers: list[Worker], case: str, rounds: int, threads: int) -> list
         error = float(np.sqrt(np.mean((results[name] - exact) ** 2)) / exact.std())
         peak = round(worker.ask({"do": "memory"}))
         print(
-            f"  {name:34} median {median:9.1f} ms  {ratio:.3f}x  rms error {error:.1e}  peak {peak} MB  {worker.about}"
+            f"  {name:50} median {median:9.1f} ms  {ratio:.3f}x  rms error {error:.1e}  peak {peak} MB  {worker.about}"
         )
         row = {"case": case, "system": name, "versions": worker.about, "threads": threads, **figures[name]}
         rows.append(row | {"ratio": ratio, "calls": rounds, "rms_error": float(f"{error:.3g}"), "peak_mb": peak})

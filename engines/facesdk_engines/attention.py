@@ -7,15 +7,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, helper
+
+from .nodes import Nodes
 
 DOMAIN, OPERATOR = "facesdk", "FusedAttention"
 _MICROSOFT = "com.microsoft"
 _STANDARD_OPSET = 18
 
-Nodes = list[NodeProto]
+Row = list[NodeProto]
 
 
 def has_attention(model: ModelProto) -> bool:
@@ -60,7 +61,7 @@ def _outside(model: ModelProto) -> set[str]:
     return {value.name for value in model.graph.input}
 
 
-def _rewritten(model: ModelProto, form: Callable[[NodeProto], Nodes]) -> ModelProto:
+def _rewritten(model: ModelProto, form: Callable[[NodeProto], Row]) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(model)
     nodes = [new for node in model.graph.node for new in (form(node) if _is_attention(node) else [node])]
@@ -90,7 +91,7 @@ def _for_plugin(node: NodeProto) -> NodeProto:
     return copy
 
 
-def _plain(node: NodeProto, *, grouped: bool) -> Nodes:
+def _plain(node: NodeProto, *, grouped: bool) -> Row:
     heads, scale = _attributes(node)
     (query, key, value), stem = node.input, node.output[0]
     constants = [
@@ -126,9 +127,9 @@ def _attributes(node: NodeProto) -> tuple[int, float]:
     return values["heads"], values["scale"]
 
 
-def _body(result: str, query: str, key: str, value: str, heads: str, scale: str, *, grouped: bool) -> Nodes:
+def _body(result: str, query: str, key: str, value: str, heads: str, scale: str, *, grouped: bool) -> Row:
     """Standard operators that compute `result`; `grouped` allows fewer rows of keys than of queries."""
-    made = _Nodes(result)
+    made = Nodes(result)
     split = made("Concat", made.integers(0, 0), heads, made.integers(-1), axis=0)
     scaled = made("Mul", query, scale)
     if grouped:
@@ -143,19 +144,3 @@ def _body(result: str, query: str, key: str, value: str, heads: str, scale: str,
     shape = made("Shape", query) if grouped else made.integers(0, 0, -1)
     made("Reshape", merged, shape, result=result)
     return made.nodes
-
-
-class _Nodes:
-    """Nodes in the making: a call appends one and is the name of its result."""
-
-    def __init__(self, stem: str) -> None:
-        self.nodes: Nodes = []
-        self._stem = stem
-
-    def __call__(self, operator: str, *inputs: str, result: str = "", **attributes: Any) -> str:
-        result = result or f"{self._stem}_part{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [result], **attributes))
-        return result
-
-    def integers(self, *values: int) -> str:
-        return self("Constant", value_ints=values)

@@ -159,14 +159,20 @@ def _write(
         deviations[engine], forms = write_part(part, folder / f"{engine}.onnx")
         engines[engine] = forms
         if fp16 and part.half:
-            forms["fp16"] = f"{engine}.fp16.onnx"
-            deviations[f"{engine} (fp16)"] = _derive(part, folder, forms)
+            deviations[f"{engine} (fp16)"], halved = _derive(part, folder, forms)
+            forms |= halved
     return deviations, engines
 
 
-def _derive(part: Part, folder: Path, forms: Mapping[str, str]) -> tuple[Deviation, ...]:
-    arrays = {name: tensor.numpy() for name, tensor in part.inputs.items()}
-    return derive_fp16(folder / forms["default"], folder / forms["fp16"], arrays)
+def _derive(part: Part, folder: Path, forms: Mapping[str, str]) -> tuple[tuple[Deviation, ...], dict[str, str]]:
+    """Deviations, and the fp16 forms: those of processors have none, and OpenVINO computes in no fp16."""
+    engine, arrays = part.card.engine, {name: tensor.numpy() for name, tensor in part.inputs.items()}
+    halved = {"fp16": f"{engine}.fp16.onnx"}
+    others = {}
+    if "tensorrt" in forms:
+        halved["tensorrt-fp16"] = f"{engine}.tensorrt-fp16.onnx"
+        others[folder / forms["tensorrt"]] = folder / halved["tensorrt-fp16"]
+    return derive_fp16(folder / forms["default"], folder / halved["fp16"], arrays, part.islands, others), halved
 
 
 # -- bundle -----------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ from facesdk.engine import Engine
 from facesdk.errors import ConversionError, ToleranceExceeded
 from facesdk.verify import Deviation, deviation
 from facesdk_engines.attention import DOMAIN, has_attention, with_function, with_mha, with_plain_ops
+from facesdk_engines.precision_islands import Islands
+from facesdk_engines.winograd import winograd_weights, with_winograd, write_matrices
 from facesdk_engines.writing import write_engine
 
 OPSET = 18
@@ -32,13 +34,12 @@ TOLERANCE = 1e-3
 #: bytes of weights from which on they stand in a file of their own; a protobuf ends at 2 GiB
 LARGE = 1 << 30
 _ALIGNMENT = 1 << 16  # what Windows maps files by
-#: device -> what its form adds to the file's name, and how the form is made
-_FORMS: dict[str, tuple[str, Callable[[onnx.ModelProto], onnx.ModelProto]]] = {
-    "default": ("", with_mha),
-    "openvino": (".openvino", with_plain_ops),
-    "tensorrt": (".tensorrt", with_function),
+#: form -> how its attention is written; "default" is for every device that is not named
+_ATTENTION: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
+    "default": with_mha,
+    "openvino": with_plain_ops,
+    "tensorrt": with_function,
 }
-_ONE_FORM = {"default": ("", lambda model: model)}
 
 Axes = Mapping[int, str]
 Free = Axes | Mapping[str, Axes]
@@ -57,7 +58,9 @@ class Part:
     tolerances  output -> its limit, where TOLERANCE is not it.
     files       names of the recipe's files that it is made of; empty: all.
     constants   tables of the bundle that come with this engine.
-    half        whether it has an fp16 form.
+    half        whether it has an fp16 form.   islands  what of it stays fp32 there.
+    winograd    in how many bands of rows Winograd's convolutions run, in forms for processors where some are worth it:
+                several bound the memory of large pictures; 0: there are no such forms.
     """
 
     module: nn.Module
@@ -70,31 +73,46 @@ class Part:
     files: tuple[str, ...] = ()
     constants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     half: bool = True
+    islands: Islands = dataclasses.field(default_factory=Islands)
+    winograd: int = 0
 
 
 def write_part(part: Part, path: Path) -> tuple[tuple[Deviation, ...], dict[str, str]]:
     """The deviations from torch, one per output, and the files of the engine's forms: "default" or device -> name.
 
-    A graph with attention nodes has a form for each runtime that wants its own; such a graph, and any with large
-    weights, has them in "<file>.data", once for all forms.  Every form is held against torch, and its deviations
-    stand in its card.  Raises ToleranceExceeded, and then writes nothing.
+    A graph with attention nodes has a form for each runtime that wants its own, and one with Winograd's convolutions
+    those for processors; such a graph, and any with large weights, has them in "<file>.data", once for all forms.
+    Every form is held against torch, and its deviations stand in its card.  Raises ToleranceExceeded, and then writes
+    nothing.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         folder = Path(scratch)
         traced = folder / path.name
         expected = _expected(part)
-        trace(part.module, part.inputs, part.outputs, traced, part.free)
+        trace(part.module, part.inputs, part.outputs, traced, part.free, part.winograd > 0)
         model = onnx.load(traced, load_external_data=False)
         traced.unlink()
-        forms = _FORMS if has_attention(model) else _ONE_FORM
-        files = {device: path.with_suffix(f"{suffix}.onnx").name for device, (suffix, _) in forms.items()}
-        found = {
-            device: _write_form(part, expected, form(model), folder / files[device])
-            for device, (_, form) in forms.items()
-        }
+        files, found = {}, {}
+        for name, form in _forms(part, model, traced).items():
+            files[name] = path.name if name == "default" else path.with_suffix(f".{name}.onnx").name
+            found[name] = _write_form(part, expected, form, folder / files[name])
         for written in folder.iterdir():
             written.replace(path.parent / written.name)
     return found["default"], files
+
+
+def _forms(part: Part, model: onnx.ModelProto, path: Path) -> dict[str, onnx.ModelProto]:
+    """The graph in each form, after writing the weights that some of them need beside `path`."""
+    forms = {"default": model}
+    if has_attention(model):
+        forms = {name: rewrite(model) for name, rewrite in _ATTENTION.items()}
+    weights = winograd_weights(model) if part.winograd else []
+    if weights:
+        tensors = write_matrices(model, weights, path.with_suffix(".winograd.data"))
+        forms["cpu"] = with_winograd(forms["default"], tensors, bands=part.winograd)
+        plain = forms.get("openvino", model)  # stays for bf16, in which the transforms would lose digits
+        forms["openvino-fp32"] = with_winograd(plain, tensors, bands=part.winograd, spread=True)
+    return forms
 
 
 def _write_form(part: Part, expected: tuple[Tensor, ...], model: onnx.ModelProto, path: Path) -> tuple[Deviation, ...]:
@@ -118,12 +136,15 @@ def _expected(part: Part) -> tuple[Tensor, ...]:
 # -- from torch to a file ---------------------------------------------------------------------------------
 
 
-def trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path, free: Free) -> None:
+def trace(
+    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path, free: Free,
+    shared: bool = False,
+) -> None:  # fmt: skip
     """Write the ONNX graph of a module in evaluation mode; inputs, outputs and free axes as in `Part`.
 
-    Attention is left as FusedAttention nodes, for `facesdk_engines.attention` to rewrite; the weights of a graph with
-    such nodes, and large ones, go into "<path>.data".  Raises ConversionError where an axis that should be free came
-    out fixed.
+    Attention is left as FusedAttention nodes, for `facesdk_engines.attention` to rewrite.  The weights of a graph with
+    such nodes, large ones and those that are to be shared go into "<path>.data".  Raises ConversionError where an
+    axis that should be free came out fixed.
     """
     axes = {name: _free_axes(name, free) for name in inputs}
     with _quiet(), torch.inference_mode():
@@ -132,7 +153,7 @@ def trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str
             input_names=list(inputs), output_names=list(outputs), dynamic_shapes=_dynamic_shapes(module, axes),
         )  # fmt: skip
         _check_free(program, axes)
-        _save(program, path)
+        _save(program, path, shared)
 
 
 def _free_axes(name: str, free: Free) -> Axes:
@@ -166,13 +187,13 @@ def _check_free(program: torch.onnx.ONNXProgram, axes: Mapping[str, Axes]) -> No
             )
 
 
-def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
+def _save(program: torch.onnx.ONNXProgram, path: Path, shared: bool) -> None:
     """Write a graph without what the exporter notes about its origin, such as paths of this machine."""
     model = program.model
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
     weights = [value.const_value for value in model.graph.initializers.values()]
-    shared = any(node.domain == DOMAIN for node in model.graph)
+    shared = shared or any(node.domain == DOMAIN for node in model.graph)
     if shared or sum(each.nbytes for each in weights if each is not None) > LARGE:
         # one tensor after the other, straight from torch's memory; aligned, so that runtimes can map the file
         onnx_ir.save(model, path, external_data=f"{path.name}.data", alignment=_ALIGNMENT)

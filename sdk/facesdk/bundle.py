@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import zipfile
 import zlib
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .engine import Device, Engine, Precision
-from .errors import BundleError, IntegrityError, ModelNotFound
+from .errors import BundleError, IntegrityError, ModelNotFound, ProviderUnavailable
 from .files import sha256
 
 if sys.version_info >= (3, 11):
@@ -51,16 +52,32 @@ class Bundle:
         return tuple(self._engines)
 
     def forms(self, engine: str) -> dict[str, Path]:
-        """Files of an engine: "default", and by device or "fp16" where it is written for that; raises BundleError."""
+        """Files of an engine: "default", and others by what they are written for; raises BundleError.
+
+        That is a device ("cpu"), one in a precision ("openvino-fp32", which goes before "openvino"), or "fp16".
+        """
         if engine not in self._engines:
             raise BundleError(f"{self.name} has no engine {engine!r}", remedy=f"it has: {', '.join(self._engines)}")
         return {device: self.folder / file for device, file in self._engines[engine].items()}
 
     def open(
-        self, engine: str, device: Device = "auto", *, precision: Precision = "fp32", threads: int | None = None
+        self,
+        engine: str,
+        device: Device = "auto",
+        *,
+        precision: Precision = "fp32",
+        threads: int | None = None,
+        openvino: bool = True,
     ) -> Engine:
-        """One of the bundle's engines, in the form that suits the device; see Engine.open."""
+        """One of the bundle's engines, in the form that suits the device; see Engine.open.
+
+        openvino  False: "auto" does not try it.
+        """
         forms = self.forms(engine)
+        if device == "auto" and not openvino:
+            with contextlib.suppress(ProviderUnavailable):
+                return self.open(engine, "cuda", precision=precision, threads=threads)
+            device = "cpu"
         return Engine.open(forms.pop("default"), device, precision=precision, threads=threads, forms=forms)
 
     def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:

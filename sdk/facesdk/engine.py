@@ -92,7 +92,8 @@ class Engine:
                    "fp16" takes forms["fp16"], on cuda or cpu; a processor simulates it, casts to fp32 and gains
                    nothing.
         threads    processor threads; None leaves the choice to the backend.
-        forms      device, or "fp16" -> file of the same graph, written for that; used there in place of `path`.
+        forms      device, "<device>-<precision>", which goes first, or "fp16" -> file of the same graph, written for
+                   that; used there in place of `path`.
         Raises ModelNotFound, EngineUnreadable, ProviderUnavailable, UsageError.
         """
         from . import backends
@@ -199,9 +200,9 @@ class Engine:
 
 def _check_array(tensor: Tensor, array: Array, axes: dict[str, int]) -> None:
     if not isinstance(array, np.ndarray) or array.dtype != tensor.dtype:
-        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        got = array.dtype if isinstance(array, np.ndarray) else f"a {type(array).__name__}, no array"
         raise EngineInputError(
-            f"input {tensor.name} is {got}, not {tensor.dtype}",
+            f"input {tensor.name} is {got}; {tensor.dtype} is wanted",
             remedy=f"convert it: numpy.asarray(value, '{tensor.dtype}')",
         )
     fits = array.ndim == len(tensor.shape)

@@ -234,12 +234,12 @@ class FaceSDK:
     ) -> Generation:
         """Pictures of a prompt in which people stand as "f l", "g l" (with the method mf2d "f", "g").
 
-        faces  by placeholder ("f", "g"), or in their order: a photo, a list of photos, an identity, or face tokens.
+        faces  by placeholder ("f", "g"), or a list of people: each a photo, a list of photos, an identity, or tokens.
         image  to start from; mask (H, W) of it: 1 where it is to change.   on_step, on_preview: see diffusion.generate.
         Raises UsageError, NoFaceFound, ImageError, ModelNotFound, EmbeddingSpaceMismatch.
         """
         networks = self.diffusion
-        people = people_of(faces, options or GenerateOptions(), networks, self._person)
+        people = people_of(prompt, faces, options or GenerateOptions(), networks, self._person)
         score = self._likeness(people)
         return generate(
             networks, prompt, people.tokens, people.options, image=None if image is None else read_image(image),
@@ -253,23 +253,28 @@ class FaceSDK:
         prompt: str,
         faces: Faces = (),
         options: GenerateOptions | None = None,
-        **watching: Any,
+        *,
+        on_step: StepCallback | None = None,
+        on_preview: OnPreview | None = None,
+        preview_every: int = 0,
     ) -> Generation:
         """The image with what its mask (H, W) marks by 1 drawn anew after the prompt; the rest as `generate`."""
-        return self.generate(prompt, faces, options, image=image, mask=mask, **watching)
+        return self.generate(
+            prompt, faces, options, image=image, mask=mask,
+            on_step=on_step, on_preview=on_preview, preview_every=preview_every,
+        )  # fmt: skip
 
     def face_tokens(
         self,
         images: PictureSource | Sequence[PictureSource],
         method: MethodChoice = "auto",
-        expression: npt.NDArray[np.floating] | None = None,
+        expression: Floats | None = None,
     ) -> FaceTokens:
-        """The person of a photo, or of several, as words of a prompt; raises as `encode`.
+        """The person of a photo, or of a list of photos, as words of a prompt; raises as `encode`.
 
         expression  (64,) coefficients; None leaves it to the prompt.
         """
-        values = None if expression is None else np.asarray(expression, np.float32)
-        return self.diffusion.face_tokens(self._person(images), method, values)
+        return self.diffusion.face_tokens(self._person(images), method, expression)
 
     @property
     def diffusion(self) -> DiffusionNetworks:

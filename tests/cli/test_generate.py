@@ -386,6 +386,18 @@ def test_wrong_usage(run: Run, tmp_path: Path, words: list[object], says: str) -
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_one_file_holds_is_reckoned_in_the_pictures_own_size(run: Run, tmp_path: Path) -> None:
+    write_image(tmp_path / "photo.png", np.full((64, 128, 3), 127, np.uint8))
+    words = ["happy", "--image", tmp_path / "photo.png", "--images", "80", "--height", "256", "--steps", "2"]
+    done = run(*words, "-o", tmp_path / "a.png")  # as wide as 512 px each
+    assert (done.returncode, f"{80 * 512} x 256" in done.stderr) == (2, True)
+
+
+def test_nothing_to_choose_pictures_by(run: Run, tokens: Callable[..., Path], tmp_path: Path) -> None:
+    done = run("f l happy", "--face", tokens(0), "--keep", "1", "-o", tmp_path / "a.png")
+    assert (done.returncode, "give a photo as a face" in done.stderr) == (2, True)
+
+
 def test_wrong_names(run: Run, tokens: Callable[..., Path], tmp_path: Path) -> None:
     for words, says in (
         (["--face", f"x={tokens(0)}"], "no face is called x"),
@@ -451,5 +463,10 @@ def test_outputs_that_cannot_be_written_are_found_before_the_work(run: Run, tmp_
     for output, status in outputs.items():
         done = run("happy", "--bundle", "absent", "-o", tmp_path / output)
         assert (done.returncode, "remedy" in done.stderr) == (status, True), output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
+    (tmp_path / "folder.npz").mkdir()
+    for saved in ("file/a.npz", "folder.npz"):
+        words = ["--face", "a.jpg", "--save-tokens", tmp_path / saved, "-o", tmp_path / "a.png"]
+        done = run("happy", "--bundle", "absent", *words)
+        assert (done.returncode, "another place with --save-tokens" in done.stderr) == (1, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.npz", "folder.png"]
     assert run("happy", "--bundle", "absent", "-o", tmp_path / "a.png").returncode == 4

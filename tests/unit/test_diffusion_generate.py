@@ -340,6 +340,11 @@ def test_an_exception_ends_it_all_and_leaves_the_networks_usable(diffusion_bundl
         ({"guidance": -1.0}, "give 0 to 100"),
         ({"steps": 0}, "steps is 0"),
         ({"steps": 2.5}, "whole number"),
+        ({"steps": "4"}, "steps is '4'\n  remedy: give a whole number, 1 to 1000"),
+        ({"guidance": "7"}, "guidance is '7'\n  remedy: give 0 to 100"),
+        ({"strength": None}, "strength is None"),
+        ({"images": True}, "images is True"),
+        ({"width": 64.0}, "width is 64.0"),
         ({"images": 0}, "images is 0"),
         ({"images": 2, "keep": 3}, "keep is 3 of 2"),
         ({"keep": 0}, "keep is 0"),
@@ -363,6 +368,13 @@ def test_options_that_cannot_be(options: dict[str, Any], words: str) -> None:
         GenerateOptions(**options)
 
 
+def test_options_are_numbers_of_numpy_too(networks: DiffusionNetworks) -> None:
+    asked = {"steps": np.int64(3), "width": np.int32(72), "guidance": np.float32(2), "strength": np.float64(0.5)}
+    made = generate(networks, PROMPT, options=GenerateOptions(**asked))  # type: ignore[arg-type]
+    own = generate(networks, PROMPT, options=GenerateOptions(steps=3, width=72, guidance=2.0, strength=0.5))
+    np.testing.assert_array_equal(made.images, own.images)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -370,7 +382,7 @@ def test_options_that_cannot_be(options: dict[str, Any], words: str) -> None:
         ({"height": 60}, "height is 60 px"),
         ({"width": 71}, "width of 64 or 72"),
         ({"width": 0}, "width is 0 px"),
-        ({"width": 1 << 20}, "give 64 to 8192"),
+        ({"width": 1 << 20}, "give a width of 64 to 8192"),
         ({"tile": 60}, "multiple of 8, 64 or more"),
         ({"tile": 100}, "multiple of 8"),
         ({"steps": 4, "delay": 4}, "delay is 4 of 4 steps"),
@@ -378,7 +390,8 @@ def test_options_that_cannot_be(options: dict[str, Any], words: str) -> None:
         ({"eta": 0.5}, "eta"),
         ({"denoise": 0.5}, "denoise is of an image"),
         ({"keep": 1}, "nothing to choose pictures by"),
-        ({"negative": "x " * 80}, "80 tokens"),
+        ({"negative": "x " * 80}, "the negative prompt has 80 tokens"),
+        ({"negative": None}, "a prompt is a NoneType"),
     ],
 )
 def test_nothing_opens_for_what_cannot_be(diffusion_bundle: Bundle, options: dict[str, Any], words: str) -> None:
@@ -395,7 +408,11 @@ def test_other_arguments_that_cannot_be(networks: DiffusionNetworks) -> None:
         generate(networks, PROMPT, noise=np.full((6, 1, *SHAPE), np.nan))
     with pytest.raises(UsageError, match="preview_every is -1"):
         generate(networks, PROMPT, preview_every=-1)
-    with pytest.raises(UsageError, match="75 fit"):
+    with pytest.raises(UsageError, match=r"preview_every is 1\.5"):
+        generate(networks, PROMPT, preview_every=1.5)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="a prompt is a int"):
+        generate(networks, 5)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="the prompt has 80 tokens, 75 fit"):
         generate(networks, "x " * 80)
     cut = generate(networks, "x " * 80, options=GenerateOptions(truncate=True, steps=1))
     assert cut.images.shape == (1, 64, 64, 3)
@@ -419,3 +436,19 @@ def test_faces_that_do_not_fit(networks: DiffusionNetworks, plain_diffusion_bund
         generate(networks, "f l eating", {"f": face}, GenerateOptions(class_words="very very man", delay=1))
     with DiffusionNetworks(plain_diffusion_bundle, "cpu") as plain, pytest.raises(UsageError, match="knows no faces"):
         generate(plain, "f l eating", {"f": face})
+
+
+def test_a_face_that_was_forgotten(networks: DiffusionNetworks, plain_diffusion_bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="has 'g l', but no face was given for it") as caught:
+        generate(networks, "a man and g l eating")
+    assert "--face g=PHOTO" in caught.value.remedy
+    assert "'a man and a person eating'" in caught.value.remedy
+    with DiffusionNetworks(plain_diffusion_bundle, "cpu") as plain:  # where these are words like any other
+        assert generate(plain, "a man and g l eating").images.any()
+
+
+def test_what_is_cut_is_said_once(networks: DiffusionNetworks, caplog: pytest.LogCaptureFixture) -> None:
+    options = GenerateOptions(truncate=True, steps=3, delay=1, strength=0.5, negative="man " * 80)
+    generate(networks, "f l " + "very " * 80, {"f": tokens_of(networks, 1)}, options)
+    said = [record.getMessage().partition(" has ")[0] for record in caplog.records]
+    assert sorted(said) == ["the negative prompt", "the prompt"]

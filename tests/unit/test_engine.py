@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import time
@@ -11,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from facesdk.backends import choice
+from facesdk.backends import Source, choice
 from facesdk.card import Card
 from facesdk.engine import Engine
 from facesdk.errors import (
@@ -73,9 +74,9 @@ def test_the_signature_names_free_axes(engine):
         ({"x": ones(3), "y": ones(1, 3)}, "input x has shape (3,)"),
         ({"x": ones(1, 1, 3), "y": ones(1, 3)}, "input x has shape (1, 1, 3)"),
         ({"x": ones(2, 3), "y": ones(1, 3)}, "input y has shape (1, 3)"),
-        ({"x": ones(1, 3).astype(np.float64), "y": ones(1, 3)}, "input x is float64, not float32"),
-        ({"x": [[1.0, 2.0, 3.0]], "y": ones(1, 3)}, "input x is list, not float32"),
-        ({"x": np.float32(1), "y": ones(1, 3)}, "input x is float32"),
+        ({"x": ones(1, 3).astype(np.float64), "y": ones(1, 3)}, "input x is float64; float32 is wanted"),
+        ({"x": [[1.0, 2.0, 3.0]], "y": ones(1, 3)}, "input x is a list, no array; float32 is wanted"),
+        ({"x": np.float32(1), "y": ones(1, 3)}, "input x is a float32, no array"),
         ({"x": np.full((1, 3), np.nan, np.float32), "y": ones(1, 3)}, "input x holds 3 NaN or infinite values of 3"),
         ({"x": ones(1, 3), "y": np.array([[np.inf, -np.inf, 0]], np.float32)}, "input y holds 2 NaN"),
     ],
@@ -186,6 +187,27 @@ def test_a_form_is_taken_on_its_device_only(add, save_graph):
         np.testing.assert_array_equal(engine(x=ones(1, 3), y=ones(1, 3))["z"], 0)
     with Engine.open(add, "cpu", forms={"cuda": form}) as engine:
         np.testing.assert_array_equal(engine(x=ones(1, 3), y=ones(1, 3))["z"], 2)
+
+
+def test_a_form_for_a_device_and_a_precision_goes_first(tmp_path):
+    forms = {name: tmp_path / name for name in ("cpu", "openvino", "openvino-fp32", "cuda-fp16")}
+    source = Source(tmp_path / "default", forms, None)
+    taken = [
+        (device, precision, dataclasses.replace(source, precision=precision).path_for(device).name)
+        for device in ("cpu", "openvino", "cuda")
+        for precision in ("fp32", "bf16")
+    ]
+    assert taken == [
+        ("cpu", "fp32", "cpu"), ("cpu", "bf16", "cpu"), ("openvino", "fp32", "openvino-fp32"),
+        ("openvino", "bf16", "openvino"), ("cuda", "fp32", "default"), ("cuda", "bf16", "default"),
+    ]  # fmt: skip
+
+
+def test_the_form_for_fp32_is_what_runs(add, save_graph):
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    form = save_graph([("Sub", ["x", "y"], ["z"])], {"x": ["n", 3], "y": ["n", 3]}, {"z": ["n", 3]}, name="sub")
+    with Engine.open(add, "openvino", forms={"openvino": add, "openvino-fp32": form}) as engine:
+        np.testing.assert_array_equal(engine(x=ones(1, 3), y=ones(1, 3))["z"], 0)
 
 
 @pytest.mark.parametrize("options", [{"device": "tpu"}, {"precision": "int4"}, {"threads": 0}, {"threads": -1}])

@@ -98,8 +98,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     contents = [b"", b"text", whole[:-40], whole[: len(whole) // 2], (tmp_path / "identity.npz").read_bytes()]
     for content in contents:
         path.write_bytes(content)
-        with pytest.raises(UsageError, match="is not a file of face tokens"):
+        with pytest.raises(UsageError, match="is not a file of face tokens") as caught:
             FaceTokens.load(path)
+        assert caught.value.cause == "it is damaged, or of another kind"  # not NumPy's advice to allow pickles
+        assert "--save-tokens" in caught.value.remedy
+    with pytest.raises(UsageError, match="Is a directory"):
+        FaceTokens.load(tmp_path)
     pickled: Any = np.array([{}], object)
     changes = {"tokens": pickled}, {"tokens": np.full((2, WIDTH), np.nan)}, {"method": "x"}, {"width": 7}, {"photos": 0}
     for change in (*changes, {"tokens": np.float32(1)}, {"method": "mf2d"}):

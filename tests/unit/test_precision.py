@@ -22,7 +22,8 @@ from facesdk.verify import compare
 
 onnx = pytest.importorskip("onnx", reason="deriving engines needs onnx")
 
-from facesdk_engines.precision import ISLANDS, derive_fp16, to_fp16  # noqa: E402
+from facesdk_engines import range_audit  # noqa: E402
+from facesdk_engines.precision import ISLANDS, Islands, derive_fp16, to_fp16  # noqa: E402
 
 FLOAT, HALF, UINT8, INT64 = (
     onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8, onnx.TensorProto.INT64,
@@ -82,6 +83,8 @@ def photo(save_graph: Any) -> Path:
     )  # fmt: skip
 
 
+#: w squared times x, and what is left of it less itself
+SQUARES = [("Mul", ["x", "w"], ["a"]), ("Mul", ["a", "w"], ["b"]), ("Sub", ["b", "b"], ["y"])]
 GRAPHS = {
     convolutional: {"x": normal(2, 3, 8, 8)},
     unit_length: {"x": normal(3, 8)},
@@ -174,7 +177,7 @@ def test_a_statistic_stays_fp32_until_it_is_applied(save_graph: Any) -> None:
 
 
 def test_without_islands_all_is_fp16(save_graph: Any) -> None:
-    model = to_fp16(onnx.load(unit_length(save_graph)), islands=())
+    model = to_fp16(onnx.load(unit_length(save_graph)), Islands(operators=()))
     assert all(node_types(model, operator) == {HALF} for operator in ("Gemm", "ReduceL2", "Clip", "Div"))
     assert casts(model) == {HALF: 1, FLOAT: 1}
 
@@ -234,7 +237,7 @@ def test_weights_beyond_fp16(save_graph: Any) -> None:
     with pytest.raises(ToleranceExceeded, match=r"weight w does not fit(.|\n)*1e\+06") as caught:
         to_fp16(onnx.load(path))
     assert "islands" in caught.value.remedy
-    assert not casts(to_fp16(onnx.load(path), islands={"Mul"}))
+    assert not casts(to_fp16(onnx.load(path), Islands(operators={"Mul"})))
 
 
 def test_infinite_weights_are_what_they_were(save_graph: Any) -> None:
@@ -248,18 +251,44 @@ def test_subgraphs() -> None:
 
 
 @pytest.mark.parametrize("broken", ["nan", "far"])
-def test_nothing_is_written_where_fp16_breaks_the_result(save_graph: Any, tmp_path: Path, broken: str) -> None:
+def test_nothing_is_written_where_fp16_breaks_the_result(
+    save_graph: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
     """60000 squared is infinite in fp16, and infinite less infinite NaN; 1e-12 is zero."""
-    factor, nodes = {
-        "nan": (60000, [("Mul", ["x", "w"], ["a"]), ("Mul", ["a", "w"], ["b"]), ("Sub", ["b", "b"], ["y"])]),
-        "far": (1e-12, [("Mul", ["x", "w"], ["y"])]),
-    }[broken]
+    monkeypatch.setattr(range_audit, "FAR", np.inf)
+    factor, nodes = {"nan": (60000, SQUARES), "far": (1e-12, [("Mul", ["x", "w"], ["y"])])}[broken]
     path = save_graph(nodes, {"x": [2]}, {"y": [2]}, weights={"w": np.float32(factor)})
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ToleranceExceeded, match="in fp16 differs from fp32 in y") as caught:
         derive_fp16(path, tmp_path / "half.onnx", {"x": np.float32([1, 2])})
     assert ("2 NaN" if broken == "nan" else "cosine 0.0") in caught.value.cause
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("large", ["value", "input"])
+def test_what_is_beyond_fp16_stays_fp32(
+    save_graph: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, large: str
+) -> None:
+    nodes = [*SQUARES, ("Add", ["y", "x"], ["z"]), ("Tanh", ["z"], ["t"])]
+    weight, x = (60000, [1, 2]) if large == "value" else (0.5, [2e5, -3e5])
+    path = save_graph(nodes, {"x": [2]}, {"t": [2]}, weights={"w": np.float32(weight)})
+    with caplog.at_level(logging.INFO, "facesdk"):
+        (found,) = derive_fp16(path, tmp_path / "half.onnx", {"x": np.float32(x)})
+    model = onnx.load(tmp_path / "half.onnx")
+    assert (found.nan, found.infinite) == (0, 0)
+    assert node_types(model, "Mul") == {FLOAT}
+    assert node_types(model, "Tanh") == ({HALF} if large == "value" else {FLOAT})
+    assert "stay float32, the first of them " in caplog.text
+    assert "largest value 7.2e+09" in caplog.text or large == "input"
+
+
+def test_what_reads_an_islands_large_value_stays_fp32(save_graph: Any, tmp_path: Path) -> None:
+    nodes = [("ReduceSum", ["x"], ["s"]), ("Mul", ["s", "w"], ["a"]), ("Tanh", ["a"], ["y"])]
+    path = save_graph(nodes, {"x": ["n", 4]}, {"y": [1, 1]}, weights={"w": np.float32(1e-5)})
+    (found,) = derive_fp16(path, tmp_path / "half.onnx", {"x": np.full((5, 4), 4000, np.float32)})
+    assert found.infinite == 0
+    assert found.max_abs < 1e-3
+    assert node_types(onnx.load(tmp_path / "half.onnx"), "Mul") == {FLOAT}
 
 
 # -- derived and opened ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from facesdk.diffusion.prompt import CLASS_WORDS, Placement, first_positions, place, with_class_words
+from facesdk.diffusion.prompt import CLASS_WORDS, Placement, class_ids, first_positions, place
 from facesdk.diffusion.tokenizer import ROOM
 from facesdk.errors import UsageError
 from tests.unit.clip_table import small_tokenizer
@@ -122,13 +122,24 @@ def test_the_form_of_two_tokens_is_warned_of_where_a_face_has_one(caplog: pytest
     assert "'l' after 'f'" in caplog.text
 
 
+def test_two_photos_of_one_person_are_no_two_people() -> None:
+    assert "--face PHOTO,PHOTO" in remedy_of("f l eating", ["f", "g"])
+    assert "--face" not in remedy_of("eating", ["f"])
+
+
 def test_class_words_leave_every_other_token_in_its_place() -> None:
     tokenizer = small_tokenizer()
-    text = with_class_words(tokenizer, "Photo, F L and g l eating", ["f", "g"], 2, "a person")
-    assert text == "Photo, a person and a person eating"
-    before, after = (tokenizer.ids(each) for each in ("photo, f l and g l eating", text))
-    assert [index for index in range(len(before)) if before[index] != after[index]] == [2, 3, 5, 6]
-    assert with_class_words(tokenizer, "f, eating", ["f"], 1, "man") == "man, eating"
+
+    def ids_of(prompt: str, identifiers: Sequence[str], tokens: Any, words: str) -> np.ndarray:
+        return class_ids(tokenizer, placed(prompt, identifiers, tokens), tokens, words)
+
+    expected = tokenizer.encode("Photo, a person and a person eating")[0]
+    before = placed("Photo, F L and g l eating", ["f", "g"])
+    np.testing.assert_array_equal(ids_of("Photo, F L and g l eating", ["f", "g"], 2, "a person"), expected)
+    np.testing.assert_array_equal(before.ids, tokenizer.encode("Photo, F L and g l eating")[0])  # not written over
+    np.testing.assert_array_equal(ids_of("f, eating", ["f"], 1, "man"), tokenizer.encode("man, eating")[0])
+    beside = ids_of("f l, eating", ["f"], 2, "man .")  # which the text "man ., eating" would merge with the comma
+    assert beside[1:4].tolist() == [*tokenizer.ids("man ."), tokenizer.ids(",")[0]]
     for tokens, words in CLASS_WORDS.items():
         assert len(tokenizer.ids(words)) == tokens
 
@@ -136,11 +147,10 @@ def test_class_words_leave_every_other_token_in_its_place() -> None:
 @pytest.mark.parametrize(
     ("tokens", "words", "fact"),
     [(2, "person", "have 1 tokens, a placeholder 2"), (1, "a person", "have 2 tokens, a placeholder 1"),
-     (2, "", "have 0 tokens"), (2, "man .", "merge with what stands beside")],
+     (2, "", "have 0 tokens")],
 )  # fmt: skip
 def test_class_words_that_do_not_fit(tokens: Any, words: str, fact: str) -> None:
+    placement = placed("f l, eating", ["f"], tokens)
     with pytest.raises(UsageError, match=fact) as caught:
-        with_class_words(small_tokenizer(), "f l, eating", ["f"], tokens, words)
+        class_ids(small_tokenizer(), placement, tokens, words)
     assert repr(CLASS_WORDS[tokens]) in caught.value.remedy
-    with pytest.raises(UsageError, match="no 'f"):
-        with_class_words(small_tokenizer(), "eating", ["f"], tokens, words)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from facesdk.bundle import Bundle
+from facesdk.engine import Engine
 from facesdk.errors import BundleError, EngineClosed, EngineError, ModelNotFound, ProviderUnavailable
 from facesdk.store import Store
 from facesdk.synthesis.masks import MaskLaw, Masks, token_masks
@@ -188,9 +189,9 @@ def test_the_precision_is_of_what_paints(synthesis_bundle: Bundle, monkeypatch: 
     asked = {}
     open_engine = Bundle.open
 
-    def record(bundle: Bundle, engine: str, device: Any, *, precision: Any = "fp32", threads: Any = None) -> Any:
+    def record(bundle: Bundle, engine: str, device: Any, *, precision: Any = "fp32", **options: Any) -> Any:
         asked[engine] = precision
-        return open_engine(bundle, engine, device, threads=threads)
+        return open_engine(bundle, engine, device, **options)
 
     monkeypatch.setattr(Bundle, "open", record)
     vectors, references, masks = drawn(1)
@@ -211,13 +212,13 @@ def test_gradients_are_not_computed_on_openvino(synthesis_bundle: Bundle) -> Non
 
 def test_auto_takes_another_device_for_gradients(synthesis_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    open_engine = Bundle.open
+    open_engine = Engine.open.__func__
 
-    def record(bundle: Bundle, engine: str, device: Any, **options: Any) -> Any:
+    def record(kind: type[Engine], path: Path, device: Any, **options: Any) -> Any:
         asked.append(device)
-        return open_engine(bundle, engine, device, **options)
+        return open_engine(kind, path, device, **options)
 
-    monkeypatch.setattr(Bundle, "open", record)
+    monkeypatch.setattr(Engine, "open", classmethod(record))
     vectors, references, masks = drawn(1)
     with SynthesisNetworks(synthesis_bundle, "auto") as networks:
         networks.step(vectors, references, masks, *columns(1))

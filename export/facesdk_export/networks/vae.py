@@ -47,7 +47,7 @@ class Encoder(nn.Module):
         self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        return self.moments(image.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        return self.moments(image.float().permute(0, 3, 1, 2) / 127.5 - 1)
 
     def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, of a float image (n, 3, H, W) in [-1, 1]."""

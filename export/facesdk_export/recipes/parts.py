@@ -26,7 +26,8 @@ class Pictures(nn.Module):
         self.register_buffer("offset", offset.reshape(-1, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        out: Tensor = self.network(image.permute(0, 3, 1, 2).float() * self.scale + self.offset)
+        # floats first: TensorRT transposes no uint8
+        out: Tensor = self.network(image.float().permute(0, 3, 1, 2) * self.scale + self.offset)
         return out
 
 

@@ -31,10 +31,12 @@ class Source:
                 cause="fp16 files are derived from fp32 ones, and verified, when a bundle is exported",
                 remedy='export the bundle with facesdk export --fp16, or use precision="fp32"',
             )
-        return dataclasses.replace(self, path=self.forms["fp16"], forms={})
+        forms = {form: path for form, path in self.forms.items() if form.endswith("-fp16")}
+        return dataclasses.replace(self, path=self.forms["fp16"], forms=forms)
 
     def path_for(self, device: str) -> Path:
-        return self.forms.get(device, self.path)
+        """The form for "<device>-<precision>", else that for the device, else the file itself."""
+        return self.forms.get(f"{device}-{self.precision}", self.forms.get(device, self.path))
 
 
 def open_backend(source: Source, card: Card, device: Device) -> tuple[Backend, str]:

@@ -16,6 +16,8 @@ from .. import machine
 from ..diffusion.generate import Generation
 from ..diffusion.networks import DiffusionNetworks
 from ..diffusion.options import GenerateOptions
+from ..diffusion.picture_conditions import asked_size, picture_condition
+from ..diffusion.plan import plan
 from ..engine import Device, Precision
 from ..errors import OutputError, UsageError
 from ..facade import FaceSDK
@@ -95,7 +97,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             files = save_tokens(sdk, faces, made.method, options.save_tokens)
             report["tokens"] = [str(file) for file in files]
     if options.profile:
-        report["profile"] = _profile(networks)
+        picture = image is not None
+        report["profile"] = _profile(networks) | {"plan": _plan(networks, asked, len(faces), picture=picture)}
     if not options.json:
         _say(report)
     return report
@@ -118,16 +121,17 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(f"--save-tokens is {str(options.save_tokens)!r}", remedy="give a file that ends in .npz")
     if options.output.suffix.lower() in _OTHERS:
         raise UsageError(f"-o is {str(options.output)!r}", remedy=f"give a folder, or {', '.join(_SUFFIXES)}")
-    _check_place(options.output)
+    _check_place("-o", options.output, a_file=_is_picture(options.output))
+    if options.save_tokens:
+        _check_place("--save-tokens", options.save_tokens, a_file=True)
 
 
-def _check_place(output: Path) -> None:
+def _check_place(option: str, output: Path, *, a_file: bool) -> None:
     """Raise OutputError where nothing could be written once the work is done."""
     there = next(path for path in (output, *output.parents, Path()) if path.exists())
-    a_file = there == output and _is_picture(output)
-    if there.is_dir() == a_file or not os.access(there, os.W_OK):
+    if there.is_dir() == (a_file and there == output) or not os.access(there, os.W_OK):
         cause = f"{there} is a {'folder' if there.is_dir() else 'file'}, or is not yours to write to"
-        raise OutputError(f"{output} cannot be written", cause=cause, remedy="choose another place with -o")
+        raise OutputError(f"{output} cannot be written", cause=cause, remedy=f"choose another place with {option}")
 
 
 def _check_sheet(
@@ -135,10 +139,15 @@ def _check_sheet(
 ) -> None:
     """Raise UsageError where several pictures are more than one file can hold."""
     if _is_picture(options.output) or options.grid:
-        height, width = (networks.settings.size,) * 2 if image is None else image.shape[:2]
+        settings = networks.settings
+        if image is None:
+            width, height = asked_size(asked.width, asked.height, settings)
+        else:
+            condition = picture_condition(image, None, asked.width, asked.height, settings.cell)
+            height, width = condition.picture.shape[:2]
         count, limit = asked.keep or asked.images, _SUFFIXES.get(options.output.suffix.lower(), _SUFFIXES[".png"])
         columns = math.ceil(math.sqrt(count)) if options.grid else count
-        across, down = (asked.width or width) * columns, (asked.height or height) * -(-count // columns)
+        across, down = width * columns, height * -(-count // columns)
         if max(across, down) > limit or across * down > MAX_PIXELS:
             raise UsageError(
                 f"{count} pictures are too many for one file",
@@ -210,13 +219,20 @@ def _number(value: float) -> float | None:
 
 def _profile(networks: DiffusionNetworks) -> dict[str, Any]:
     """Megabytes: of each engine's file with its weights, and the most that the process held."""
-    bundle, sizes = networks.bundle, {}
-    for name in bundle.engine_names:
-        file = bundle.forms(name)["default"]
-        parts = [part for part in (file, file.with_name(f"{file.name}.data")) if part.is_file()]
-        sizes[name] = round(sum(part.stat().st_size for part in parts) / 1e6, 1)
+    sizes = {name: round(networks.engines.file_mb(name), 1) for name in networks.bundle.engine_names}
     peak = machine.peak_resident_mb()
     return {"engines_mb": sizes, "peak_mb": None if peak is None else round(peak)}
+
+
+def _plan(networks: DiffusionNetworks, asked: GenerateOptions, people: int, *, picture: bool) -> dict[str, Any]:
+    """Stage -> megabytes of its engines' files, and of the arrays that are made for them."""
+    rows = plan(networks, asked, people, picture=picture)
+    return {
+        row.stage: {
+            "engines": list(row.engines), "files_mb": round(row.files_mb, 1), "arrays_mb": round(row.arrays_mb, 1)
+        }
+        for row in rows
+    }  # fmt: skip
 
 
 def _say(report: dict[str, Any]) -> None:
@@ -229,6 +245,7 @@ def _say(report: dict[str, Any]) -> None:
         print(f"  seed {seed}: " + ("no face found" if cosine is None else f"cosine to the photos {cosine:+.3f}"))
     if profile := report.get("profile"):
         print("  " + ", ".join(f"{stage} {ms / 1e3:.2f} s" for stage, ms in report["timings_ms"].items()))
-        print("  " + ", ".join(f"{engine} {size:g} MB" for engine, size in profile["engines_mb"].items()))
+        for stage, row in profile["plan"].items():
+            print(f"  {stage}: {', '.join(row['engines'])}: {row['files_mb']:g} MB, arrays {row['arrays_mb']:g} MB")
         if profile["peak_mb"] is not None:
             print(f"  {profile['peak_mb']} MB at most")

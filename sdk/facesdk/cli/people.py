@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from ..diffusion.face_tokens import FaceTokens, Method, interpolate
-from ..diffusion.people import FaceSource
+from ..diffusion.people import FaceSource, method_of
 from ..errors import UsageError
 from ..facade import FaceSDK
 from ..image import PictureSource
@@ -49,9 +49,8 @@ def faces_of(sdk: FaceSDK, people: People, blend: Given | None, amount: float, a
     blend  whose face, or "" for the first one's, and the other person; `amount` of whom is 0 to 1.
     """
     stored = {name: _stored(files) for name, files in people.items()}
-    made = {tokens.space.method for each in stored.values() for tokens in each}
-    wanted = made.pop() if asked == "auto" and len(made) == 1 else asked
-    method = sdk.diffusion.face_settings().method(wanted, len(people))
+    first: list[FaceSource] = [next(iter(stored[name]), files) for name, files in people.items()]
+    method = method_of(asked, first, sdk.diffusion.face_settings())
     faces: dict[str, FaceSource] = {
         name: _tokens(sdk, files, method) if stored[name] else files for name, files in people.items()
     }

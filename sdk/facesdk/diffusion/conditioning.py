@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EmbeddingSpaceMismatch, UsageError
-from .face_tokens import TOKENS, FaceTokens, Method, add_to_output, inject
+from .face_tokens import TOKEN_COUNTS, FaceTokens, Method, add_to_output, inject
 from .networks import Context, DiffusionNetworks
 from .options import GenerateOptions
-from .prompt import Placement, place, with_class_words
+from .people import method_of, placed
+from .prompt import SECOND, Placement, class_ids, place
+from .tokenizer import Ids
 
 Floats = npt.NDArray[np.float32]
-
-ENGINES = ("embedding", "text", "context")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,14 +37,15 @@ class Conditioning:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Reading:
+class PlacedPrompt:
     """A prompt that was read and found to fit its faces.
 
-    class_text  the prompt with class words for the faces; the prompt itself where there is no face.
+    negative, plain  (tokens,) ids of the negative prompt, and of the prompt with class words for its faces.
+    placement        where the faces stand in it; None without any.
     """
 
-    text: str
-    class_text: str
+    negative: Ids
+    plain: Ids
     placement: Placement | None
     faces: Mapping[str, FaceTokens]
     method: Method | None
@@ -52,59 +53,53 @@ class Reading:
 
 def read_prompt(
     networks: DiffusionNetworks, prompt: str, faces: Mapping[str, FaceTokens], options: GenerateOptions
-) -> Reading:
+) -> PlacedPrompt:
     """The prompt with each face in its place; opens no engine.  Raises UsageError, EmbeddingSpaceMismatch."""
-    tokenizer = networks.tokenizer
-    tokenizer.encode(options.negative, options.truncate)
+    tokenizer, truncate = networks.tokenizer, options.truncate
+    negative = tokenizer.encode([options.negative], truncate, what="the negative prompt")[0]
     if not faces:
-        tokenizer.encode(prompt, options.truncate)
-        return Reading(prompt, prompt, None, {}, None)
-    settings, method = networks.face_settings(), _method(networks, faces, options)
-    unknown = [name for name in faces if name not in settings.identifiers]
-    if unknown:
-        raise UsageError(
-            f"no face is called {', '.join(unknown)}", remedy=f"name them: {', '.join(settings.identifiers)}"
-        )
-    names, count, second = list(faces), TOKENS[method], settings.second
-    placement = place(tokenizer, prompt, names, count, options.truncate, second=second, known=settings.identifiers)
-    class_text = with_class_words(tokenizer, prompt, names, count, options.words(method), second=second)
-    return Reading(prompt, class_text, placement, dict(faces), method)
+        known, second = (networks.faces.identifiers, networks.faces.second) if networks.faces else ((), SECOND)
+        ids = place(tokenizer, prompt, (), 2, truncate, second=second, known=known).ids
+        return PlacedPrompt(negative, ids, None, {}, None)
+    method = method_of(options.method, faces.values(), networks.face_settings())
+    placement = placed(networks, prompt, list(faces), method, truncate)
+    _check_spaces(networks, faces, method)
+    plain = class_ids(tokenizer, placement, TOKEN_COUNTS[method], options.words(method))
+    return PlacedPrompt(negative, plain, placement, dict(faces), method)
 
 
 def condition(
-    networks: DiffusionNetworks, reading: Reading, options: GenerateOptions, guidance: float, begin: int = 0
+    networks: DiffusionNetworks, prompt: PlacedPrompt, options: GenerateOptions, guidance: float, begin: int = 0
 ) -> Conditioning:
     """The conditions of a prompt; with guidance 1 the negative one is left out.
 
     In the first `options.delay` steps the class words stand in for the faces: FastComposer's delayed conditioning,
     whose start_merge_step s is a delay of s + 1.  `begin` steps of the schedule are not run and count among them.
     """
-    truncate, delay = options.truncate, max(options.delay - begin, 0)
-    with networks.stage(*ENGINES):
-        negative = [] if guidance == 1 else [networks.text_context(options.negative, truncate=truncate)]
+    delay = max(options.delay - begin, 0)
+    with networks.stage("embedding", "text", "context"):
+        negative = [] if guidance == 1 else [networks.text_context(prompt.negative)]
         segments = []
-        if reading.placement is None or delay:
-            plain = networks.text_context(reading.class_text, truncate=truncate)
-            segments.append((0, stacked([*negative, plain])))
-        if reading.placement is not None:
-            faces = networks.context(hidden_states(networks, reading, options))
+        if prompt.placement is None or delay:
+            segments.append((0, stacked([*negative, networks.text_context(prompt.plain)])))
+        if prompt.placement is not None:
+            faces = networks.context(hidden_states(networks, prompt, options))
             segments.append((delay, stacked([*negative, faces])))
     weights = (1.0,) if guidance == 1 else (1 - guidance, guidance)
     return Conditioning(np.array(weights, np.float32), tuple(segments))
 
 
-def hidden_states(networks: DiffusionNetworks, reading: Reading, options: GenerateOptions) -> Floats:
+def hidden_states(networks: DiffusionNetworks, prompt: PlacedPrompt, options: GenerateOptions) -> Floats:
     """(1, tokens, width) output of the text encoder for a prompt with its faces."""
-    placement = reading.placement
+    placement = prompt.placement
     if placement is None:
         raise UsageError("the prompt has no faces", remedy="use the networks' text_context")
-    class_ids = networks.tokenizer.encode(reading.class_text, options.truncate)
     if options.fusion == "output-add":  # MF2D was trained on captions whose nouns these words stand for
-        hidden = networks.hidden(networks.embed(class_ids))[0]
-        return add_to_output(hidden, placement, reading.faces, options.strength)[None]
+        hidden = networks.hidden(networks.embed(prompt.plain[None]))[0]
+        return add_to_output(hidden, placement, prompt.faces, options.strength)[None]
     embeddings = networks.embed(placement.ids[None])[0]
-    words = None if options.strength == 1 else networks.embed(class_ids)[0]
-    return networks.hidden(inject(embeddings, placement, reading.faces, options.strength, words)[None])
+    words = None if options.strength == 1 else networks.embed(prompt.plain[None])[0]
+    return networks.hidden(inject(embeddings, placement, prompt.faces, options.strength, words)[None])
 
 
 def stacked(contexts: list[Context]) -> Context:
@@ -119,17 +114,14 @@ def cuts(conditioning: Conditioning, steps: int, every: int = 0) -> list[tuple[i
     return list(itertools.pairwise(sorted(places)))
 
 
-def _method(networks: DiffusionNetworks, faces: Mapping[str, FaceTokens], options: GenerateOptions) -> Method:
-    """The method that the faces were made for, which must be the one asked for, if any."""
-    made = {face.space.method for face in faces.values()}
-    method = made.pop() if len(made) == 1 and options.method == "auto" else options.method
-    chosen = networks.face_settings().method(method, len(faces))
+def _check_spaces(networks: DiffusionNetworks, faces: Mapping[str, FaceTokens], method: Method) -> None:
+    """Raise EmbeddingSpaceMismatch for face tokens of another bundle or method."""
+    expected = networks.token_space(method)
     for name, face in faces.items():
-        expected = networks.token_space(chosen)
         if face.space != expected:
             raise EmbeddingSpaceMismatch(
                 f"the tokens of face {name!r} do not fit {networks.bundle.name}",
                 cause=f"they are of {face.space}, and {expected} is wanted",
-                remedy=f"make them again with this bundle: sdk.face_tokens(photos, method={chosen!r})",
+                remedy=f"make them again with this bundle: sdk.face_tokens(photos, method={method!r}), on the command "
+                f"line --face PHOTO --method {method} --save-tokens FILE",
             )
-    return chosen

@@ -22,14 +22,14 @@ Floats = npt.NDArray[np.float32]
 Method = Literal["f2d", "mf2d"]
 
 #: tokens that a face has: Face2Diffusion's scripts inject `first` and `last`, MF2D's only `first`
-TOKENS: Mapping[Method, TokenCount] = {"f2d": 2, "mf2d": 1}
+TOKEN_COUNTS: Mapping[Method, TokenCount] = {"f2d": 2, "mf2d": 1}
 #: of the npz file; a change of its fields raises it
 FORMAT = 1
 
 # what numpy's reader raises on files that are damaged or of another kind
 _DAMAGE = (OSError, ValueError, TypeError, AttributeError, LookupError, EOFError, MemoryError, RuntimeError,
            zipfile.BadZipFile, zlib.error)  # fmt: skip
-_MAKE_AGAIN = "make one of photos: sdk.face_tokens(photos).save(path)"
+_MAKE_AGAIN = "make one of photos: sdk.face_tokens(photos).save(path), on the command line --save-tokens FILE"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +44,13 @@ class TokenSpace:
     width: int = 768
 
     def __post_init__(self) -> None:
-        if self.method not in TOKENS:
-            raise one_of("the method", self.method, tuple(TOKENS))
+        if self.method not in TOKEN_COUNTS:
+            raise one_of("the method", self.method, tuple(TOKEN_COUNTS))
 
     @property
     def tokens(self) -> TokenCount:
         """How many tokens a face has."""
-        return TOKENS[self.method]
+        return TOKEN_COUNTS[self.method]
 
     def __str__(self) -> str:
         return f"{self.model} ({self.method}, {self.width} values)"
@@ -123,8 +123,7 @@ class FaceTokens:
         except FileNotFoundError as error:
             raise UsageError(f"{path} does not exist", remedy=f"check the path, or {_MAKE_AGAIN}") from error
         except _DAMAGE as error:
-            cause = error.fact if isinstance(error, UsageError) else str(error)
-            raise UsageError(f"{path} is not a file of face tokens", cause=cause, remedy=_MAKE_AGAIN) from error
+            raise UsageError(f"{path} is not a file of face tokens", cause=_told(error), remedy=_MAKE_AGAIN) from error
         cause = f"this version of FaceSDK reads format {FORMAT}"
         raise UsageError(f"{path} has format {fields['format']}", cause=cause, remedy=_MAKE_AGAIN)
 
@@ -149,7 +148,7 @@ def inject(
 ) -> Floats:
     """The (77, width) input of the text encoder with faces in their places, without position embeddings.
 
-    strength  1 is the face as published; 0 the row of `class_embeddings`, which are those of `with_class_words`;
+    strength  1 is the face as published; 0 the row of `class_embeddings`, which are those of `class_ids`;
               between and above on the line through both.
     """
     _check(embeddings, placement, tokens, strength)
@@ -222,6 +221,13 @@ def _checked(name: str, token: npt.NDArray[Any], width: int) -> Floats:
         raise UsageError(f"the {name} token holds {bad} NaN or infinite values of {width}", remedy=remedy)
     single.flags.writeable = False
     return single
+
+
+def _told(error: Exception) -> str:
+    """What is wrong with a file; NumPy's own words would have it loaded as a pickle."""
+    if isinstance(error, UsageError):
+        return error.fact
+    return str(error) if isinstance(error, OSError) else "it is damaged, or of another kind"
 
 
 def _check_spaces(one: FaceTokens, other: FaceTokens) -> None:

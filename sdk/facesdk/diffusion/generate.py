@@ -16,13 +16,14 @@ from ..engine import StepCallback
 from ..errors import UsageError
 from ..image import Picture
 from . import autoencoder, seeds
-from .conditioning import Conditioning, Reading, condition, read_prompt
+from .conditioning import Conditioning, condition
 from .face_tokens import FaceTokens, Method
-from .loop import Blend, OnLatents, denoise
+from .job import Job, job_of
+from .loop import OnLatents, denoise
 from .networks import DiffusionNetworks
-from .options import Course, Fusion, GenerateOptions, course
-from .picture_conditions import PictureCondition, asked_size, picture_condition
+from .options import Fusion, GenerateOptions
 from .samplers import SchedulerName
+from .schedule import check_whole
 
 __all__ = ["GenerateOptions", "Generation", "generate"]
 
@@ -81,131 +82,39 @@ def generate(
     Raises UsageError, ImageError, EmbeddingSpaceMismatch before any engine opens; EngineError.
     """
     options, clock = options or GenerateOptions(), _Clock()
-    job = _job(networks, prompt, faces or {}, options, image, mask, latents, noise)
+    job = job_of(networks, prompt, faces or {}, options, image, mask, latents, noise)
     if options.keep is not None and score is None:
-        raise UsageError("there is nothing to choose pictures by", remedy="give faces, or leave out keep")
-    if preview_every < 0:
-        raise UsageError(f"preview_every is {preview_every}", remedy="give 0 (no previews) or more steps")
+        raise UsageError(
+            "there is nothing to choose pictures by",
+            cause="they are measured against photos or identities, which face tokens do not hold",
+            remedy="give a photo as a face, or leave out keep",
+        )
+    check_whole("preview_every", preview_every, 0)
     with clock("text"):
-        told = condition(networks, job.reading, options, job.course.guidance, job.course.begin)
+        told = condition(networks, job.prompt, options, job.course.guidance, job.course.begin)
         times = networks.time_rows(job.course.sampler.timesteps)
-    known = None
-    if job.picture is not None:
-        with clock("encode"):
-            known = _encoded(job, job.picture)
+    known = _encoded(job, clock)
     watch = _Watch(job, on_step, on_preview, preview_every)
     with clock("denoise"):
         made = _denoised(job, told, times, known, watch)
     with clock("decode"):
         images = job.finished(networks.decode(made, options.tile))
-    similarity = None
-    if score is not None:
-        with clock("score"):
-            similarity = np.array([math.nan if (got := score(each)) is None else got for each in images], np.float32)
+    similarity = None if score is None else _scored(images, score, clock)
     return _generation(job, images, made, similarity, clock.timings_ms)
 
 
-# -- what is to be done -----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Job:
-    """A generation that was checked.   shape  of one latent.   latents, noise  see `generate`."""
-
-    networks: DiffusionNetworks
-    options: GenerateOptions
-    reading: Reading
-    course: Course
-    picture: PictureCondition | None
-    shape: tuple[int, int, int]
-    latents: Floats | None
-    noise: Floats | None
-
-    def finished(self, pictures: Pictures) -> Pictures:
-        """Pictures as they leave: in a photo's size, and its own outside the mask."""
-        return pictures if self.picture is None else np.stack([self.picture.finished(each) for each in pictures])
-
-    def starts(self, pictures: range, known: Floats | None) -> Floats:
-        """(n, *shape) of some of the pictures: noise alone, or known latents with as much as the first step expects."""
-        if self.latents is not None:
-            unit = self.latents[pictures.start : pictures.stop]
-        else:
-            unit = np.stack([seeds.start(self.options.seed + picture, self.shape) for picture in pictures])
-        if known is None:
-            return np.asarray(np.float32(self.course.sampler.initial) * unit)
-        signal, spread = self.course.sampler.levels[0].astype(np.float32)
-        return np.asarray(signal * known + spread * unit)
-
-    def step_noise(self, pictures: range) -> Floats | None:
-        """(steps, n, *shape), None where the sampler draws none."""
-        if self.noise is not None:
-            return self.noise[:, pictures.start : pictures.stop]
-        return self._drawn(seeds.step_noise, len(self.course.sampler), pictures) if self.course.sampler.noisy else None
-
-    def blend(self, pictures: range, known: Floats | None) -> Blend | None:
-        """What inpainting puts back; None without a mask."""
-        if known is None or self.picture is None or self.picture.mask is None:
-            return None
-        steps = len(self.course.sampler) if self.options.fresh_blend else 1
-        return Blend(known, self.picture.latent_mask(), self._drawn(seeds.blend_noise, steps, pictures))
-
-    def _drawn(self, draw: Callable[[int, int, tuple[int, ...]], Floats], steps: int, pictures: range) -> Floats:
-        return np.stack([draw(self.options.seed + picture, steps, self.shape) for picture in pictures], axis=1)
-
-
-def _job(
-    networks: DiffusionNetworks,
-    prompt: str,
-    faces: Mapping[str, FaceTokens],
-    options: GenerateOptions,
-    image: Picture | None,
-    mask: npt.NDArray[Any] | None,
-    latents: Floats | None,
-    noise: Floats | None,
-) -> _Job:
-    settings = networks.settings
-    autoencoder.check_tile(options.tile, settings.cell)
-    if image is None and mask is not None:
-        raise UsageError("a mask without an image", remedy="give the image that it is of")
-    if image is None and options.denoise is not None:
-        raise UsageError("denoise is of an image", remedy="give one, or leave it out")
-    picture = None
-    if image is None:
-        width, height = asked_size(options.width, options.height, settings)
-    else:
-        networks.check_encodes()
-        picture = picture_condition(image, mask, options.width, options.height, settings.cell)
-        height, width = picture.encoded().shape[:2]
-    shape = settings.latent_channels, height // settings.cell, width // settings.cell
-    reading = read_prompt(networks, prompt, faces, options)
-    way = course(options, settings, reading.method, len(faces), picture=picture is not None, mask=mask is not None)
-    latents = _given("latents", latents, (options.images, *shape))
-    noise = _given("noise", noise, (len(way.sampler), options.images, *shape))
-    return _Job(networks, options, reading, way, picture, shape, latents, noise)
-
-
-def _given(name: str, values: Floats | None, shape: tuple[int, ...]) -> Floats | None:
-    if values is None:
+def _encoded(job: Job, clock: _Clock) -> Floats | None:
+    """(images, *shape): each picture's own draw of the photo's latent; None without a photo."""
+    if job.picture is None:
         return None
-    array = np.asarray(values)
-    if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
-        got = f"{array.dtype} of shape {array.shape}"
-        raise UsageError(f"{name} are {got}, not finite floats {shape}", remedy="give unit normal values of that shape")
-    return array.astype(np.float32)
-
-
-# -- doing it ---------------------------------------------------------------------------------------------
-
-
-def _encoded(job: _Job, picture: PictureCondition) -> Floats:
-    """(images, *shape): each picture's own draw of the photo's latent."""
     options, factor = job.options, job.networks.settings.scaling_factor
-    mean, logvar = job.networks.moments(picture.encoded(), options.tile)
-    draws = (seeds.posterior(options.seed + number, job.shape) for number in range(options.images))
-    return np.stack([autoencoder.sample(mean, logvar, draw, factor) for draw in draws])
+    with clock("encode"):
+        mean, logvar = job.networks.moments(job.picture.encoded(), options.tile)
+        draws = (seeds.posterior(options.seed + number, job.shape) for number in range(options.images))
+        return np.stack([autoencoder.sample(mean, logvar, draw, factor) for draw in draws])
 
 
-def _denoised(job: _Job, told: Conditioning, times: Floats, known: Floats | None, watch: _Watch) -> Floats:
+def _denoised(job: Job, told: Conditioning, times: Floats, known: Floats | None, watch: _Watch) -> Floats:
     """(images, *shape) clean latents."""
     networks, images, sampler = job.networks, job.options.images, job.course.sampler
     parts = []
@@ -226,10 +135,16 @@ def _denoised(job: _Job, told: Conditioning, times: Floats, known: Floats | None
     return np.concatenate(parts)
 
 
+def _scored(images: Pictures, score: Score, clock: _Clock) -> Floats:
+    """(images,) similarities, NaN where there is none."""
+    with clock("score"):
+        return np.array([math.nan if (got := score(each)) is None else got for each in images], np.float32)
+
+
 class _Watch:
     """Who is told of the steps of all batches, and shown what they are going to be."""
 
-    def __init__(self, job: _Job, on_step: StepCallback | None, on_preview: OnPreview | None, every: int) -> None:
+    def __init__(self, job: Job, on_step: StepCallback | None, on_preview: OnPreview | None, every: int) -> None:
         self.batches, self.every = 1, every if on_preview is not None else 0
         self.engines = ("vae_decoder",) if self.every else ()
         self._job, self._on_step, self._on_preview = job, on_step, on_preview
@@ -251,20 +166,20 @@ class _Watch:
 
 
 def _generation(
-    job: _Job, images: Pictures, latents: Floats, similarity: Floats | None, timings_ms: dict[str, float]
+    job: Job, images: Pictures, latents: Floats, similarity: Floats | None, timings_ms: dict[str, float]
 ) -> Generation:
     order = np.arange(len(images))
     if similarity is not None and job.options.keep is not None:
         order = np.argsort(-similarity, kind="stable")[: job.options.keep]  # NaN comes last
         similarity = similarity[order]
-    faces = tuple(job.reading.faces)
+    faces = tuple(job.prompt.faces)
     return Generation(
         images=images[order],
         seeds=job.options.seed + order.astype(np.int64),
         similarity=similarity,
         latents=latents[order],
         faces=faces,
-        method=job.reading.method,
+        method=job.prompt.method,
         fusion=job.options.fusion if faces else None,
         scheduler=job.course.scheduler,
         steps=job.course.steps,

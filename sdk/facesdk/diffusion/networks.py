@@ -22,7 +22,7 @@ from ..store import Store
 from . import autoencoder
 from .engines import Engines
 from .face_tokens import FaceTokens, Method, TokenSpace
-from .settings import AGAIN, MAPPINGS, TOKENIZER, DiffusionSettings, FaceSettings
+from .settings import MAPPINGS, TOKENIZER, DiffusionSettings, FaceSettings, remedy_of
 from .signatures import signatures
 from .tokenizer import Tokenizer
 
@@ -40,7 +40,7 @@ def find_bundle(store: Store, name_or_path: str | Path | None = None) -> Bundle:
     Bundles that know faces come first: they do what the others do.
     """
     system = next((system for system in SYSTEMS if store.of_system(system)), SYSTEMS[0])
-    how = f"{AGAIN}, then facesdk models add BUNDLE"
+    how = "make one: facesdk export stable-diffusion --stable-diffusion FOLDER -o BUNDLE; facesdk models add BUNDLE"
     return store.only(system, name_or_path, what="diffusion", argument="diffusion", option="--bundle", how=how)
 
 
@@ -67,7 +67,7 @@ class DiffusionNetworks:
         self.bundle, self.device = bundle, device
         self.engines = Engines(bundle, signatures(self.settings), device, threads, precision, resident)
         self._threads = threads
-        self._texts: collections.OrderedDict[tuple[str, bool], Context] = collections.OrderedDict()
+        self._texts: collections.OrderedDict[bytes, Context] = collections.OrderedDict()
         self._encoder: Encoder | None = None
         self._lock = threading.RLock()
 
@@ -123,14 +123,14 @@ class DiffusionNetworks:
         """Keys and values of the network's cross-attentions, n rows each, by the name of the step's input."""
         return self.engines.run("context", text=hidden)
 
-    def text_context(self, text: str, *, truncate: bool = False) -> Context:
-        """`context` of a prompt without faces; those used last are kept."""
-        key = text, truncate
+    def text_context(self, ids: npt.NDArray[np.int64]) -> Context:
+        """`context` of the (tokens,) ids of a prompt without faces; those used last are kept."""
+        key = ids.tobytes()
         with self._lock:
             if key in self._texts:
                 self._texts.move_to_end(key)
                 return self._texts[key]
-        made = self.context(self.hidden(self.embed(self.tokenizer.encode(text, truncate))))
+        made = self.context(self.hidden(self.embed(ids[None])))
         with self._lock:
             self._texts[key] = made
             while len(self._texts) > _TEXTS:
@@ -173,7 +173,7 @@ class DiffusionNetworks:
             raise UsageError(
                 f"{self.bundle.name} cannot start from an image",
                 cause="it has no engine vae_encoder",
-                remedy=f"leave the image out, or take a bundle that has one; {AGAIN}",
+                remedy=f"leave the image out, or {remedy_of(self.bundle)}",
             )
 
     # -- faces ------------------------------------------------------------------------------------------------

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, get_args
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
 
 from ..errors import UsageError, one_of
-from .face_tokens import TOKENS, Method
+from .face_tokens import TOKEN_COUNTS, Method
 from .prompt import CLASS_WORDS
 from .samplers import Sampler, SamplerOptions, SchedulerName, sampler
 from .seeds import check_seeds
-from .settings import DiffusionSettings, Spacing
+from .settings import DiffusionSettings, SpacingChoice
 
 Fusion = Literal["input-replace", "output-add"]
 MethodChoice = Literal["auto", "f2d", "mf2d"]
 
-# field -> least and greatest value
+# field -> least and greatest value, both whole where it has to be
 _RANGES = {
     "steps": (1, 1000),
     "guidance": (0.0, 100.0),
@@ -28,7 +29,7 @@ _RANGES = {
     "keep": (1, 100_000),
     "denoise": (0.0, 1.0),
 }
-_WHOLE = ("steps", "images", "delay", "batch", "keep", "width", "height", "tile")
+_SIZES = ("width", "height", "tile")  # their limits are the bundle's
 # Face2Diffusion's scripts: method, several people -> steps, guidance
 _PUBLISHED: dict[tuple[Method, bool], tuple[int, float]] = {
     ("f2d", False): (30, 7.0),
@@ -54,7 +55,7 @@ class GenerateOptions:
         metadata={"help": "faces replace embeddings as published, or are added to the text encoder's output"},
     )
     scheduler: SchedulerName | None = dataclasses.field(default=None, metadata={"help": "sampler; default: published"})
-    spacing: Spacing = dataclasses.field(default="auto", metadata={"help": "where the sampler's time steps lie"})
+    spacing: SpacingChoice = dataclasses.field(default="auto", metadata={"help": "where the sampler's time steps lie"})
     steps: int | None = dataclasses.field(default=None, metadata={"help": "of the sampler; default: published"})
     guidance: float | None = dataclasses.field(
         default=None, metadata={"help": "weight of the prompt against the negative one; 1: none, in half the time"}
@@ -94,19 +95,17 @@ class GenerateOptions:
     )
 
     def __post_init__(self) -> None:
-        choices = {"method": MethodChoice, "fusion": Fusion, "scheduler": SchedulerName, "spacing": Spacing}
+        choices = {"method": MethodChoice, "fusion": Fusion, "scheduler": SchedulerName, "spacing": SpacingChoice}
         for name, kind in choices.items():
             value = getattr(self, name)
             if value not in get_args(kind) and (name != "scheduler" or value is not None):
                 raise one_of(name, value, get_args(kind))
-        for name in _WHOLE:
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise UsageError(f"{name} is {value}", remedy="give a whole number")
-        for name, (least, greatest) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= greatest:
-                raise UsageError(f"{name} is {value}", remedy=f"give {least:g} to {greatest:g}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in _RANGES and (value is not None or field.default is not None):
+                _check_number(field.name, value, *_RANGES[field.name])
+            if field.name in _SIZES and value is not None and not _is(value, Integral):
+                raise UsageError(f"{field.name} is {value!r}", remedy="give a whole number of px")
         check_seeds(self.seed, self.images)
         if self.keep is not None and self.keep > self.images:
             raise UsageError(f"keep is {self.keep} of {self.images} images", remedy="give at most as many as images")
@@ -115,7 +114,7 @@ class GenerateOptions:
 
     def words(self, method: Method) -> str:
         """The class words: as given, or those that take as many tokens as the method's placeholder."""
-        return self.class_words or CLASS_WORDS[TOKENS[method]]
+        return self.class_words or CLASS_WORDS[TOKEN_COUNTS[method]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,7 +167,18 @@ def _begin(options: GenerateOptions, steps: int, *, mask: bool) -> int:
     run = min(int(steps * share), steps)
     if run < 1:
         raise UsageError(
-            f"denoise {share:g} of {steps} steps is none",
+            f"denoise {share:g} of {steps} steps is less than one",
             remedy=f"give a denoise of {math.ceil(1000 / steps) / 1000:g} or more, or more steps",
         )
     return steps - run
+
+
+def _check_number(name: str, value: Any, least: float, greatest: float) -> None:
+    kind, what = (Integral, "a whole number, ") if isinstance(least, int) else (Real, "")
+    if not _is(value, kind) or not least <= value <= greatest:
+        raise UsageError(f"{name} is {value!r}", remedy=f"give {what}{least:g} to {greatest:g}")
+
+
+def _is(value: object, kind: type[Any]) -> bool:
+    """Whether the value is such a number, NumPy's among them; truth values are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)

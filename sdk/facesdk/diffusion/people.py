@@ -13,9 +13,10 @@ from ..errors import NoFaceFound, UsageError
 from ..face import Face
 from ..identity import Identity
 from ..image import Picture, PictureSource
-from .face_tokens import FaceTokens, Method
+from .face_tokens import TOKEN_COUNTS, FaceTokens, Method
 from .networks import DiffusionNetworks
 from .options import GenerateOptions
+from .prompt import Placement, place
 from .settings import FaceSettings
 
 FaceSource: TypeAlias = FaceTokens | Identity | PictureSource | Sequence[PictureSource]
@@ -32,16 +33,18 @@ class People:
 
 
 def people_of(
+    prompt: str,
     faces: Faces,
     options: GenerateOptions,
     networks: DiffusionNetworks,
     identity: Callable[[PictureSource | Sequence[PictureSource]], Identity],
 ) -> People:
-    """The people that faces are of; `identity` is that of photos of one person."""
+    """The people that faces are of, after the prompt was found to fit; `identity` is that of photos of one person."""
     sources = named(faces, networks.faces.identifiers if networks.faces else ())
     if not sources:
         return People({}, (), options)
     method = method_of(options.method, sources.values(), networks.face_settings())
+    placed(networks, prompt, list(sources), method, options.truncate)
     tokens, identities = {}, []
     for name, who in sources.items():
         if isinstance(who, FaceTokens):
@@ -57,6 +60,20 @@ def method_of(asked: str, faces: Iterable[FaceSource], settings: FaceSettings) -
     people = list(faces)
     made = {who.space.method for who in people if isinstance(who, FaceTokens)}
     return settings.method(made.pop() if asked == "auto" and len(made) == 1 else asked, len(people))
+
+
+def placed(networks: DiffusionNetworks, prompt: str, names: Sequence[str], method: Method, truncate: bool) -> Placement:
+    """Where each of the people called so stands in the prompt; raises UsageError."""
+    settings = networks.face_settings()
+    unknown = [name for name in names if name not in settings.identifiers]
+    if unknown:
+        raise UsageError(
+            f"no face is called {', '.join(unknown)}", remedy=f"name them: {', '.join(settings.identifiers)}"
+        )
+    return place(
+        networks.tokenizer, prompt, names, TOKEN_COUNTS[method], truncate,
+        second=settings.second, known=settings.identifiers,
+    )  # fmt: skip
 
 
 def named(faces: Faces, identifiers: Sequence[str]) -> dict[str, FaceSource]:

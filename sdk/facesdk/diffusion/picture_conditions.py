@@ -78,7 +78,7 @@ def picture_condition(
     picture = check_picture(np.asarray(image))
     share = None if mask is None else _checked(np.asarray(mask), picture.shape[:2])
     if width is None and height is None:
-        _check_limits(picture.shape[1], picture.shape[0], cell)
+        _check_limits(picture.shape[1], picture.shape[0], cell, "the image's ")
         return PictureCondition(picture, share, cell)
     size = _sides(width, height, picture.shape[1] / picture.shape[0], cell)
     if size == picture.shape[1::-1]:
@@ -114,12 +114,13 @@ def _either(name: str, values: list[int]) -> str:
     return f"give a {name} of {' or '.join(map(str, values))}"
 
 
-def _check_limits(width: int, height: int, cell: int) -> None:
+def _check_limits(width: int, height: int, cell: int, whose: str = "") -> None:
     least = LEAST_CELLS * cell
     for name, side in (("width", width), ("height", height)):
         if not least <= side <= _MOST_PX:
             raise UsageError(
-                f"{name} is {side} px", remedy=f"give {least} to {_MOST_PX}; 512 is what most bundles know"
+                f"{whose}{name} is {side} px",
+                remedy=f"give a {name} of {least} to {_MOST_PX}; 512 is what most bundles know",
             )
 
 
@@ -135,7 +136,9 @@ def _checked(mask: npt.NDArray[Any], size: tuple[int, ...]) -> Floats:
     if mask.shape != size:
         raise UsageError(
             f"the mask is {_size(mask.shape)}, the picture {_size(size)}",
-            remedy="resize the mask to the picture" if mask.ndim == 2 else "give one channel: mask[..., 0]",
+            remedy="resize the mask to the picture"
+            if mask.ndim == 2
+            else f"{_MASK}; of a file: read_image(path)[..., 0]",
         )
     if mask.dtype == np.uint8:
         if mask.max() == 1:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
+
 from ..errors import UsageError
 from .tokenizer import ROOM, Ids, Reading, Tokenizer
 
@@ -21,6 +23,7 @@ CLASS_WORDS: Mapping[TokenCount, str] = {1: "person", 2: "a person"}
 
 _log = logging.getLogger(__name__)
 _AGAIN = "this person"
+_ONE_PERSON = "; or give photos of one person as one: [[photo, photo]], on the command line --face PHOTO,PHOTO"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,32 +85,18 @@ def first_positions(tokenizer: Tokenizer, prompt: str, identifiers: Sequence[str
     return {name: _first(ids, tokenizer.ids(name)[0]) for name in identifiers}
 
 
-def with_class_words(
-    tokenizer: Tokenizer,
-    prompt: str,
-    identifiers: Sequence[str],
-    tokens: TokenCount,
-    words: str,
-    *,
-    second: str = SECOND,
-) -> str:
-    """The prompt with class words for its placeholders, every token in its place: "a person eating" of "f l eating".
+def class_ids(tokenizer: Tokenizer, placement: Placement, tokens: TokenCount, words: str) -> Ids:
+    """The prompt's ids (77,) with class words in the places of its faces: "a person eating" of "f l eating".
 
-    Raises UsageError as `place` does, and where the words have more or fewer tokens than a placeholder.
+    Raises UsageError where the words have more or fewer tokens than a placeholder.
     """
-    reading = tokenizer.read(prompt)
-    found = _found(tokenizer, reading, identifiers, tokens, second)
-    _check(reading, found)
-    inserted, remedy = tokenizer.ids(words), f"give words of {tokens} in all, such as {CLASS_WORDS[tokens]!r}"
+    inserted, ids = tokenizer.ids(words), np.array(placement.ids)
     if len(inserted) != tokens:
         fact = f"the class words {words!r} have {len(inserted)} tokens, a placeholder {tokens}"
-        raise UsageError(fact, remedy=remedy)
-    text, expected = reading.replaced({each.first: (tokens, words) for each in found.values()}), reading.ids.copy()
-    for each in found.values():
-        expected[each.first : each.first + tokens] = inserted
-    if tokenizer.ids(text) != expected:
-        raise UsageError(f"the class words {words!r} merge with what stands beside them in {text!r}", remedy=remedy)
-    return text
+        raise UsageError(fact, remedy=f"give words of {tokens} in all, such as {CLASS_WORDS[tokens]!r}")
+    for places in placement.positions.values():
+        ids[list(places)] = inserted
+    return ids
 
 
 def _found(
@@ -146,10 +135,11 @@ def _check(reading: Reading, found: Mapping[str, _Placeholder]) -> None:
     """Each placeholder stands in the text, whole at the first occurrence of its identifier, and once."""
     missing = [each.words for each in found.values() if each.first < 0]
     if missing:
+        one_person = _ONE_PERSON if len(found) > 1 else ""
         raise UsageError(
             f"the prompt has no {' and no '.join(map(repr, missing))}",
             cause="a face goes where its placeholder stands",
-            remedy=f"write for example: {_with_missing(reading.text, missing)!r}",
+            remedy=f"write for example: {_with_missing(reading.text, missing)!r}{one_person}",
         )
     for each in found.values():
         if each.first not in each.whole:
@@ -211,7 +201,8 @@ def _check_strangers(reading: Reading, strangers: Sequence[_Placeholder]) -> Non
             corrected = reading.replaced({at: (len(each.ids), CLASS_WORDS[2]) for at in each.whole})
             raise UsageError(
                 f"the prompt has {each.words!r}, but no face was given for it",
-                remedy=f"give one for {each.words.split()[0]!r}, or write for example: {corrected!r}",
+                remedy=f"give one for {(name := each.words.split()[0])!r}, on the command line --face {name}=PHOTO, or "
+                f"write for example: {corrected!r}",
             )
 
 

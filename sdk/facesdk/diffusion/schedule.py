@@ -6,7 +6,7 @@ import dataclasses
 import math
 import operator
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from ..errors import UsageError, one_of
 
 Floats = npt.NDArray[np.float64]
 Spacing = Literal["leading", "linspace", "trailing"]
+Curve = Literal["scaled_linear", "linear"]
 
 
 class Level(NamedTuple):
@@ -45,11 +46,11 @@ class NoiseSchedule:
     steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
-    kind: Literal["scaled_linear", "linear"] = "scaled_linear"
+    kind: Curve = "scaled_linear"
 
     def __post_init__(self) -> None:
-        if self.kind not in ("scaled_linear", "linear"):
-            raise one_of("the kind of noise schedule", self.kind, ("scaled_linear", "linear"))
+        if self.kind not in get_args(Curve):
+            raise one_of("the kind of noise schedule", self.kind, get_args(Curve))
         check_whole("the number of training steps", self.steps, 2)
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise UsageError(

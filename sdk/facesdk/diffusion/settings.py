@@ -11,19 +11,15 @@ from typing import Any, Literal, get_args, get_type_hints
 from ..bundle import Bundle
 from ..errors import BundleError, UsageError, one_of
 from .face_tokens import Method
-from .samplers import SchedulerName
-from .schedule import NoiseSchedule
+from .samplers import Prediction, SchedulerName
+from .schedule import Curve, NoiseSchedule
 
-Spacing = Literal["auto", "leading", "linspace", "trailing"]
-Prediction = Literal["epsilon", "v_prediction", "sample"]
-Curve = Literal["scaled_linear", "linear"]
+SpacingChoice = Literal["auto", "leading", "linspace", "trailing"]
 
 ENGINES = ("embedding", "text", "context", "time", "step", "vae_decoder")
 TOKENIZER = "tokenizer.json"
 #: the mapping engine of each method
 MAPPINGS: Mapping[Method, str] = {"f2d": "mapping", "mf2d": "mapping_mf2d"}
-
-AGAIN = "make one: facesdk export stable-diffusion --stable-diffusion FOLDER -o BUNDLE"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +43,7 @@ class DiffusionSettings:
     beta_end: float
     prediction: Prediction
     scheduler: SchedulerName
-    spacing: Spacing
+    spacing: SpacingChoice
     steps: int
     guidance: float
     size: int
@@ -57,6 +53,8 @@ class DiffusionSettings:
     def of(cls, bundle: Bundle) -> DiffusionSettings:
         """The settings of a bundle; raises BundleError naming all that is missing or malformed."""
         lacks = [f"engine {name}" for name in ENGINES if name not in bundle.engine_names]
+        files = (bundle.forms(name)["default"] for name in bundle.engine_names)
+        lacks += [f"file {file.name}" for file in files if not file.is_file()]
         lacks += [] if (bundle.folder / TOKENIZER).is_file() else [f"file {TOKENIZER}"]
         given = bundle.constants.get("diffusion", {})
         hints, values = get_type_hints(cls), {}
@@ -68,7 +66,7 @@ class DiffusionSettings:
             lacks.append(f"constant size ({values['size']}, no multiple of cell {values['cell']})")
         if lacks:
             cause = f"missing or malformed: {', '.join(lacks)}"
-            raise BundleError(f"{bundle.name} is not a diffusion bundle", cause=cause, remedy=AGAIN)
+            raise BundleError(f"{bundle.name} is not a diffusion bundle", cause=cause, remedy=remedy_of(bundle))
         return cls(**values)
 
     @functools.cached_property
@@ -100,7 +98,7 @@ class FaceSettings:
         lacks += [f"engine {name}" for name in engines if name not in bundle.engine_names]
         if lacks:
             cause = f"missing or malformed: {', '.join(lacks)}"
-            raise BundleError(f"{bundle.name} is not a bundle for faces", cause=cause, remedy=_FACES_AGAIN)
+            raise BundleError(f"{bundle.name} is not a bundle for faces", cause=cause, remedy=remedy_of(bundle))
         return cls(names, str(second), methods)  # type: ignore[arg-type]
 
     def method(self, asked: str, people: int = 1) -> Method:
@@ -123,7 +121,9 @@ class FaceSettings:
         )
 
 
-_FACES_AGAIN = "make one: facesdk export face2diffusion --help"
+def remedy_of(bundle: Bundle) -> str:
+    """What to do about a bundle that is not whole."""
+    return f"export it again: facesdk export {bundle.about['system']} --help"
 
 
 def _words(value: Any) -> tuple[str, ...]:

@@ -104,20 +104,20 @@ class Tokenizer:
         """Ids of the text alone, as many as it has."""
         return self.read(text).ids
 
-    def encode(self, texts: str | Sequence[str], truncate: bool = False) -> Ids:
-        """(n, 77) ids with start and end, filled up with the end's.
+    def encode(self, texts: str | Sequence[str], truncate: bool = False, *, what: str = "the prompt") -> Ids:
+        """(n, 77) ids with start and end, filled up with the end's; `what` they are is said where they do not fit.
 
         A text that is too long raises UsageError, or, with `truncate`, keeps its first 75 tokens and logs a warning.
         """
-        texts = [texts] if isinstance(texts, str) else texts
+        texts = texts if isinstance(texts, list | tuple) else [texts]  # type: ignore[list-item]
         rows = np.full((len(texts), LENGTH), self.end, np.int64)
         rows[:, 0] = self.start
         for row, text in zip(rows, texts, strict=True):
-            ids = self._fitting(self.read(text), truncate)
+            ids = self._fitting(self.read(text), truncate, what)
             row[1 : 1 + len(ids)] = ids
         return rows
 
-    def _fitting(self, reading: Reading, truncate: bool) -> list[int]:
+    def _fitting(self, reading: Reading, truncate: bool, what: str) -> list[int]:
         count = len(reading.ids)
         if count <= ROOM:
             return reading.ids
@@ -125,11 +125,11 @@ class Tokenizer:
         cut = cut if len(cut) <= _SHOWN else f"{cut[:_SHOWN]} ..."
         if not truncate:
             raise UsageError(
-                f"the prompt has {count} tokens, {ROOM} fit",
+                f"{what} has {count} tokens, {ROOM} fit",
                 cause=f"these words would be cut: {cut!r}",
                 remedy="shorten it, or have it cut: truncate=True, on the command line --truncate",
             )
-        _log.warning("the prompt has %d tokens, %d fit; cut: %r", count, ROOM, cut)
+        _log.warning("%s has %d tokens, %d fit; cut: %r", what, count, ROOM, cut)
         return reading.ids[:ROOM]
 
 

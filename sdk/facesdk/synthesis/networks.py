@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import threading
 from pathlib import Path
@@ -174,11 +173,7 @@ class SynthesisNetworks:
                 cause="its gradients of the published networks are wrong, while its pictures are right",
                 remedy="ask for device auto or cpu, or for the kind reference, which optimises nothing",
             )
-        if self._device == "auto":
-            with contextlib.suppress(ProviderUnavailable):
-                return self.bundle.open("step", "cuda", threads=self._threads)
-        device: Device = "cpu" if self._device == "auto" else self._device
-        return self.bundle.open("step", device, threads=self._threads)
+        return self.bundle.open("step", self._device, threads=self._threads, openvino=False)
 
     def _check_open(self) -> None:
         if self._closed:
