@@ -29,7 +29,8 @@ TRICKS = {
     "keys, values and time rows once": ("keys.openvino", "text.openvino"),
     "attention operator": ("keys", "keys.openvino"),
     "guidance and update in the graph": ("step.openvino", "keys.openvino"),
-    "all": ("step", "text.openvino"),
+    "Winograd's convolutions": ("step.cpu", "step"),
+    "all": ("step.cpu", "text.openvino"),
 }
 
 
@@ -147,7 +148,7 @@ def write_graphs(published: Path, bundle: Path, folder: Path) -> None:
         def forward(self, x: Any, time: Any, *context: Any) -> Any:
             return self.network(x, time, context)
 
-    x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 768)
+    x, text = torch.randn(2, 4, 16, 24), torch.randn(2, 77, 768)
     timestep = torch.tensor([500.0])
     context = dict(zip(context_names(unet), ContextKeys(unet)(text), strict=True))
     inputs = {

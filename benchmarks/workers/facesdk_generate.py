@@ -39,14 +39,12 @@ def fixed():
 
 
 def step():
-    """Everything in the graph."""
-    matrix, weights = np.float32([[1, NEXT_SIGMA - SIGMA, 0]]), np.float32([1 - GUIDANCE, GUIDANCE])
+    """Everything in the graph, scanned as a generation does it."""
     zeros = np.zeros_like(latent)
-    return engine(
-        bank=latent[:, None], scale=np.array(SCALE, np.float32), matrix=matrix, weights=weights,
-        noise=zeros, level=np.zeros(2, np.float32), blend_noise=zeros, known=zeros,
-        mask=np.ones_like(latent[:, :1]), **constants,
-    )["next_bank"][:, 0]  # fmt: skip
+    fixed = {"noise": zeros, "blend_noise": zeros, "known": zeros, "mask": np.ones_like(latent[:, :1])}
+    fixed |= {"level": np.zeros(2, np.float32), "weights": np.float32([1 - GUIDANCE, GUIDANCE]), **constants}
+    rows = {"scale": np.float32([SCALE]), "matrix": np.float32([[[1, NEXT_SIGMA - SIGMA, 0]]])}
+    return engine.scan({"bank": latent[:, None]}, rows, fixed)["bank"][:, 0]
 
 
 def prediction():

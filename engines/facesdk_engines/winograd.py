@@ -42,6 +42,17 @@ class Limits:
     most_weights: int = 1_300_000
 
 
+@dataclasses.dataclass(frozen=True)
+class Winograd:
+    """How one form of an engine uses it: for which convolutions, and in how many bands of rows.
+
+    Several bands bound the memory of large pictures.
+    """
+
+    bands: int = 1
+    limits: Limits = Limits()
+
+
 def winograd_weights(model: ModelProto, limits: Limits = Limits()) -> list[str]:
     """Names of the initializers that are weights of convolutions within the limits."""
     weights, names = _fixed(model), dict.fromkeys(node.input[1] for node in model.graph.node if _is_plain(node))

@@ -25,7 +25,7 @@ from facesdk.errors import ConversionError, ToleranceExceeded
 from facesdk.verify import Deviation, deviation
 from facesdk_engines.attention import DOMAIN, has_attention, with_function, with_mha, with_plain_ops
 from facesdk_engines.precision_islands import Islands
-from facesdk_engines.winograd import winograd_weights, with_winograd, write_matrices
+from facesdk_engines.winograd import Winograd, winograd_weights, with_winograd, write_matrices
 from facesdk_engines.writing import write_engine
 
 OPSET = 18
@@ -59,8 +59,7 @@ class Part:
     files       names of the recipe's files that it is made of; empty: all.
     constants   tables of the bundle that come with this engine.
     half        whether it has an fp16 form.   islands  what of it stays fp32 there.
-    winograd    in how many bands of rows Winograd's convolutions run, in forms for processors where some are worth it:
-                several bound the memory of large pictures; 0: there are no such forms.
+    winograd    form for processors -> how it uses Winograd's convolutions; "cpu", "openvino-fp32".
     """
 
     module: nn.Module
@@ -74,7 +73,7 @@ class Part:
     constants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     half: bool = True
     islands: Islands = dataclasses.field(default_factory=Islands)
-    winograd: int = 0
+    winograd: Mapping[str, Winograd] = dataclasses.field(default_factory=dict)
 
 
 def write_part(part: Part, path: Path) -> tuple[tuple[Deviation, ...], dict[str, str]]:
@@ -89,7 +88,7 @@ def write_part(part: Part, path: Path) -> tuple[tuple[Deviation, ...], dict[str,
         folder = Path(scratch)
         traced = folder / path.name
         expected = _expected(part)
-        trace(part.module, part.inputs, part.outputs, traced, part.free, part.winograd > 0)
+        trace(part.module, part.inputs, part.outputs, traced, part.free, bool(part.winograd))
         model = onnx.load(traced, load_external_data=False)
         traced.unlink()
         files, found = {}, {}
@@ -106,12 +105,16 @@ def _forms(part: Part, model: onnx.ModelProto, path: Path) -> dict[str, onnx.Mod
     forms = {"default": model}
     if has_attention(model):
         forms = {name: rewrite(model) for name, rewrite in _ATTENTION.items()}
-    weights = winograd_weights(model) if part.winograd else []
-    if weights:
-        tensors = write_matrices(model, weights, path.with_suffix(".winograd.data"))
-        forms["cpu"] = with_winograd(forms["default"], tensors, bands=part.winograd)
-        plain = forms.get("openvino", model)  # stays for bf16, in which the transforms would lose digits
-        forms["openvino-fp32"] = with_winograd(plain, tensors, bands=part.winograd, spread=True)
+    chosen = {name: winograd_weights(model, each.limits) for name, each in part.winograd.items()}
+    chosen = {name: weights for name, weights in chosen.items() if weights}
+    if chosen:
+        every = list(dict.fromkeys(weight for weights in chosen.values() for weight in weights))
+        tensors = write_matrices(model, every, path.with_suffix(".winograd.data"))
+    for name, weights in chosen.items():
+        # OpenVINO's plain form stays for bf16, in which the transforms would lose digits
+        base = forms["default"] if name == "cpu" else forms.get("openvino", model)
+        of_form = {weight: tensors[weight] for weight in weights}
+        forms[name] = with_winograd(base, of_form, bands=part.winograd[name].bands, spread=name != "cpu")
     return forms
 
 

@@ -19,6 +19,7 @@ from facesdk.errors import ToleranceExceeded  # noqa: E402
 from facesdk_engines.winograd import (  # noqa: E402
     POINTS,
     Limits,
+    Winograd,
     matrices,
     winograd_weights,
     with_winograd,
@@ -28,6 +29,7 @@ from facesdk_engines.winograd import (  # noqa: E402
 Arrays = dict[str, np.ndarray]
 ANY = Limits(least_channels=1)
 SAME = {"pads": [1, 1, 1, 1]}
+FORMS = {"cpu": Winograd(bands=2), "openvino-fp32": Winograd(limits=Limits(least_channels=150))}
 
 
 def graph(
@@ -249,7 +251,7 @@ def part(channels: int) -> Any:
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Conv2d(channels, channels, 3, padding=1), torch.nn.SiLU())
     inputs = {"x": torch.randn(2, channels, 10, 7)}
-    return Part(module, inputs, ("y",), Card(engine="net"), {0: "n", 2: "h", 3: "w"}, winograd=2)
+    return Part(module, inputs, ("y",), Card(engine="net"), {0: "n", 2: "h", 3: "w"}, winograd=FORMS)
 
 
 @pytest.mark.parametrize("device", ["cpu", "openvino"])
@@ -284,6 +286,13 @@ def test_an_engine_without_convolutions_that_are_worth_it(tmp_path: Path) -> Non
 
     assert write_part(made, tmp_path / "net.onnx")[1] == {"default": "net.onnx"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
+
+
+def test_each_form_has_limits_of_its_own(tmp_path: Path) -> None:
+    made = part(140)
+    from facesdk_export.onnx_export import write_part
+
+    assert write_part(made, tmp_path / "net.onnx")[1] == {"default": "net.onnx", "cpu": "net.cpu.onnx"}
 
 
 def test_every_form_is_held_against_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

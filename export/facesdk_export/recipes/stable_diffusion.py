@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from facesdk.card import Card
 from facesdk_engines.precision_islands import Islands
+from facesdk_engines.winograd import Limits, Winograd
 
 from ..bundles import Recipe
 from ..networks.denoising_step import ContextKeys, DenoisingStep, TimeRows, context_layers, context_names
@@ -24,8 +25,11 @@ NAME = "stable_diffusion"
 FILE = "folder of diffusers or single file (.ckpt, .safetensors) of Stable Diffusion 1.x"
 #: scheduler of CompVis/stable-diffusion-v1-4, steps and guidance of diffusers' StableDiffusionPipeline
 DEFAULTS = {"scheduler": "plms", "spacing": "auto", "steps": 50, "guidance": 7.5}
-_SIDES = (8, 10)  # latent of the examples: no two axes of equal size
-_BANDS = 4  # 3.9 GB in place of 5.7 GB to decode 512 px in ONNX Runtime, in 2% more time
+_SIDES = (16, 18)  # latent of the examples: no two axes of equal size, none of size 1 on the lowest level
+# benchmarks/generate.py, 2 threads: OpenVINO's step gains by its wide convolutions alone
+_STEP = {"cpu": Winograd(), "openvino-fp32": Winograd(limits=Limits(least_channels=640))}
+# 4 bands: 3.9 GB in place of 5.7 GB to decode 512 px in ONNX Runtime, in 2 % more time
+_AUTOENCODER = dict.fromkeys(("cpu", "openvino-fp32"), Winograd(bands=4))
 _LATENT = {0: "batch", 2: "height", 3: "width"}
 _FREE: Mapping[str, Mapping[int, str]] = {
     "bank": {0: "batch", 1: "memory", 3: "height", 4: "width"}, "matrix": {0: "memory", 1: "memory + 2"},
@@ -88,7 +92,7 @@ def _denoising_parts(networks: StableDiffusion) -> dict[str, Part]:
     step = _part(
         DenoisingStep(unet), "one denoising step", inputs, meanings, {"next_bank": "(n, k, 4, h, w)"},
         {**_FREE, **{name: {0: "rows"} for name in names}},
-        islands=Islands(inputs=tuple(name for name in _ORDER if name != "time")), winograd=1,
+        islands=Islands(inputs=tuple(name for name in _ORDER if name != "time")), winograd=_STEP,
         constants={"diffusion": constants},
     )  # fmt: skip
     return {"context": context, "time": time, "step": step}
@@ -116,12 +120,12 @@ def _autoencoder_parts(networks: StableDiffusion) -> dict[str, Part]:
     shape = f"(n, {channels}, h, w)"
     decoder = _part(
         Decoder(vae), "pictures of latents", latent, {"latent": f"{shape} as the sampler leaves it"},
-        {"image": "RGB (n, 3, 8h, 8w), nominally in [-1, 1]"}, _LATENT, winograd=_BANDS,
+        {"image": "RGB (n, 3, 8h, 8w), nominally in [-1, 1]"}, _LATENT, winograd=_AUTOENCODER,
     )  # fmt: skip
     encoder = _part(
         Encoder(vae), "latents of pictures", image, {"image": "uint8 RGB (n, 8h, 8w, 3)"},
         {"mean": f"{shape} before scaling", "logvar": f"{shape} log variance, clamped"},
-        {0: "batch", 1: "height", 2: "width"}, winograd=_BANDS,
+        {0: "batch", 1: "height", 2: "width"}, winograd=_AUTOENCODER,
     )  # fmt: skip
     return {"vae_decoder": decoder, "vae_encoder": encoder}
 
