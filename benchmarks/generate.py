@@ -50,7 +50,7 @@ def main() -> int:
             rows += beside_torch(case, published, bundle, options)
         if "tricks" in options.cases:
             rows += tricks(published, bundle, folder / "graphs", options.threads)
-    print(f"-> {save('generate', rows).relative_to(ROOT)}")
+    print(f"-> {save('generate full' if options.full else 'generate', rows).relative_to(ROOT)}")
     return 0
 
 
@@ -62,15 +62,19 @@ def beside_torch(case: str, published: Path, bundle: Path, options: argparse.Nam
     variants = [("cpu", "fp32")]
     if importlib.util.find_spec("openvino"):
         variants += [("openvino", precision) for precision in ("fp32", "bf16")]
-    words = [sys.executable, WORKERS / "torch_generate.py", published, case, str(options.threads)]
-    workers = [Worker("torch eager", words)]
-    for device, precision in variants:
-        words = [sys.executable, WORKERS / "facesdk_generate.py", bundle, case, device, precision, str(options.threads)]
-        workers.append(Worker(f"FaceSDK {device} {precision}", words))
     name = case if case == "vae" else f"{case} {'full' if options.full else 'half'} width"
-    rows = compare(workers, name, CASES[case], options.threads)
-    for worker in workers:
-        worker.close()
+    # networks of the published size do not fit into memory together: each is held against torch by itself
+    groups = [[variant] for variant in variants] if options.full else [variants]
+    rows = []
+    for group in groups:
+        words = [sys.executable, WORKERS / "torch_generate.py", published, case, str(options.threads)]
+        workers = [Worker("torch eager", words)]
+        for device, precision in group:
+            words = [sys.executable, WORKERS / "facesdk_generate.py", bundle, case, device, precision]
+            workers.append(Worker(f"FaceSDK {device} {precision}", [*words, str(options.threads)]))
+        rows += compare(workers, name, CASES[case], options.threads)
+        for worker in workers:
+            worker.close()
     return rows
 
 

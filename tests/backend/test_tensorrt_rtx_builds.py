@@ -73,7 +73,10 @@ def synthesis_parts(folder: Path) -> Mapping[str, Any]:
     from tests.unit.test_vec2face_recipe import generator, headpose, iresnet
 
     face = generator()
+    networks = {"generator": face, "arcface": iresnet(), "magface": iresnet(), "headpose": headpose()}
+    forms = {name: vec2face._form(network) for name, network in networks.items()}
     return {
+        "step": vec2face._step(forms, networks, ()),
         "generator": vec2face._generator(vec2face._form(face), face),
         "encoder": vec2face._encoder(vec2face._form(iresnet()), iresnet()),
         "pose": vec2face._pose(headpose()),
@@ -95,7 +98,7 @@ def diffusion_parts(folder: Path) -> Mapping[str, Any]:
 
 SYSTEMS: Mapping[str, tuple[Callable[[Path], Mapping[str, Any]], tuple[str, ...]]] = {
     "swap": (swap_parts, ("identity", "shape", "target", "decoder")),
-    "synthesis": (synthesis_parts, ("generator", "encoder", "pose")),
+    "synthesis": (synthesis_parts, ("generator", "step", "encoder", "pose")),
     "diffusion": (
         diffusion_parts, ("embedding", "text", "context", "time", "step", "vae_decoder", "vae_encoder"),
     ),
@@ -245,11 +248,12 @@ def test_a_gpu_that_it_does_not_know(save_graph: Any, tmp_path: Path) -> None:
 def test_ctrl_c_leaves_nothing_behind(bundle_478: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code = (
-        "import sys, pathlib\n"
+        "import signal, sys, pathlib\n"
         "from facesdk.bundle import Bundle\n"
         "from facesdk_engines.tensorrt.options import BuildOptions\n"
         "from facesdk_engines.tensorrt.plans import build_plans\n"
         "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell in the background ignores it
         "    bundle, out = Bundle(sys.argv[1]), pathlib.Path(sys.argv[2])\n"
         "    tell = lambda *progress: print(*progress, flush=True)\n"
         "    list(build_plans(bundle, BuildOptions(), engines=['landmarks'], folder=out, on_progress=tell))\n"

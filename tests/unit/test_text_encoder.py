@@ -168,6 +168,7 @@ def test_damaged_tables(tmp_path: Path, files: dict[str, str], error: type[Excep
 
 
 def test_without_any_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACESDK_HOME", str(tmp_path / "home"))  # where the table was never fetched
     monkeypatch.setenv("FACESDK_OFFLINE", "1")
     with pytest.raises(DownloadError, match="open-clip-torch"):
         tokenizer_json(tmp_path)
