@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from facesdk.cuda.bfloat16 import rounded
 from facesdk.kernels import DeviceArray, attention
-from facesdk.kernels.bfloat16 import rounded
 
 Array = np.ndarray[Any, Any]
 Ways = tuple[Callable[[Array, str], Any], Callable[[Any], Array], Any]

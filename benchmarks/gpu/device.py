@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from facesdk.kernels.views import View
+from facesdk.cuda.views import View
 
 from .cudart import Cudart, find_cudart
 

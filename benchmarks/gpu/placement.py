@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from facesdk.kernels import bfloat16
-from facesdk.kernels.memory import STORAGE
+from facesdk.cuda import bfloat16
+from facesdk.cuda.memory import STORAGE
+from facesdk.cuda.views import View
 from facesdk.kernels.operands import ELEMENTS, Operands
-from facesdk.kernels.views import View
 
 from .problems import Problem
 

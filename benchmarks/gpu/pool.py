@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from facesdk.kernels import bfloat16
-from facesdk.kernels.memory import STORAGE
-from facesdk.kernels.views import View
+from facesdk.cuda import bfloat16
+from facesdk.cuda.memory import STORAGE
+from facesdk.cuda.views import View
 
 from .device import Device
 from .problems import Problem

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from facesdk.cuda.views import View
 from facesdk.files import write_text
 from facesdk.kernels import load
 from facesdk.kernels.launch import arguments_of
 from facesdk.kernels.operands import sizes_of
-from facesdk.kernels.views import View
 
 from ..harness import RESULTS, save
 from . import report, sdpa

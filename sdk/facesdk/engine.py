@@ -16,7 +16,9 @@ from .errors import EngineClosed, EngineError, EngineInputError, UsageError
 
 Array = npt.NDArray[np.generic]
 Arrays = Mapping[str, Array]
-Device = Literal["auto", "cpu", "openvino", "cuda"]
+Device = Literal["auto", "cpu", "openvino", "cuda", "tensorrt", "tensorrt-rtx"]
+#: devices whose arrays lie in a GPU's memory
+GPUS = ("cuda", "tensorrt", "tensorrt-rtx")
 Precision = Literal["fp32", "bf16", "fp16"]
 StepCallback = Callable[[int, int], None]
 

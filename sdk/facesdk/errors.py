@@ -98,6 +98,18 @@ class EngineClosed(EngineError):
     code = "engine-closed"
 
 
+class EngineStale(EngineError):
+    """A TensorRT plan was built of another file, with another library, or for another GPU."""
+
+    code = "engine-stale"
+
+
+class OutOfMemory(EngineError, MemoryError):
+    """The GPU has no room for an engine or its arrays."""
+
+    code = "out-of-memory"
+
+
 class EngineInputError(FaceSDKError, ValueError):
     """An array does not fit the engine's signature: name, shape, dtype or non-finite values."""
 

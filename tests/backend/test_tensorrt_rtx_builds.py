@@ -26,11 +26,11 @@ if importlib.util.find_spec("tensorrt_rtx") is None:
     pytest.skip("TensorRT for RTX is not installed: pip install tensorrt-rtx", allow_module_level=True)
 onnx = pytest.importorskip("onnx", reason="building needs onnx")
 
+from facesdk.plans.key import Here, check  # noqa: E402
 from facesdk_engines.attention import DOMAIN, OPERATOR, has_attention, with_function  # noqa: E402
 from facesdk_engines.precision import to_fp16  # noqa: E402
 from facesdk_engines.tensorrt.build import Built, Request  # noqa: E402
 from facesdk_engines.tensorrt.child import build_in_child  # noqa: E402
-from facesdk_engines.tensorrt.key import Here, check  # noqa: E402
 from facesdk_engines.tensorrt.options import BuildOptions  # noqa: E402
 from facesdk_engines.tensorrt.plans import build_plans  # noqa: E402
 from facesdk_engines.tensorrt.profiles import profile  # noqa: E402

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from facesdk.kernels import bfloat16
+from facesdk.cuda import bfloat16
+from facesdk.cuda.memory import STORAGE
 from facesdk.kernels.library import DTYPES, Arguments, Tensor
-from facesdk.kernels.memory import STORAGE
 from facesdk.kernels.operands import Operands
 from facesdk.kernels.reference import Array
 

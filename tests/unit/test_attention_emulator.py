@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from facesdk.cuda import bfloat16, memory, views
+from facesdk.cuda.views import View, read_capsule, view
 from facesdk.errors import EngineError, FaceSDKError, MissingDependency, ProviderUnavailable, UsageError
-from facesdk.kernels import DeviceArray, attention, bfloat16, cuda_available, library, load, memory, reference, views
+from facesdk.kernels import DeviceArray, attention, cuda_available, library, load, reference
 from facesdk.kernels.launch import address_of, arguments_of
 from facesdk.kernels.library import HEAD_DIMS, Arguments, Library, Tensor
 from facesdk.kernels.operands import Operands, sizes_of
 from facesdk.kernels.reference import Array, attend, error_bound
-from facesdk.kernels.views import View, read_capsule, view
 from tests.unit.attention_emulator import Emulator, HostKernels, random_operands
 
 ROOT = Path(__file__).parents[2]

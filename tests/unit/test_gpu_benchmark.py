@@ -22,9 +22,9 @@ from benchmarks.gpu.ceilings import Ceilings, measure
 from benchmarks.gpu.cudart import Cudart
 from benchmarks.gpu.problems import Problem
 from benchmarks.harness import save
+from facesdk.cuda.views import View
 from facesdk.errors import EngineError
 from facesdk.kernels.library import HEAD_DIMS, Arguments
-from facesdk.kernels.views import View
 from tests.unit.attention_emulator import HostKernels, _at
 
 GPU = Path(__file__).parents[2] / "benchmarks" / "gpu"

@@ -12,7 +12,7 @@ import pytest
 
 from facesdk.errors import EngineError, EngineUnreadable, ModelNotFound
 from facesdk.files import sha256
-from facesdk_engines.tensorrt.key import Here, Key, check, files_of, read_key, side_car, write_key
+from facesdk.plans.key import Here, Key, check, files_of, read_key, side_car, write_key
 
 COMMAND = "facesdk build b --engine step --device tensorrt-rtx --precision fp16"
 

@@ -25,12 +25,13 @@ from facesdk.errors import (
     UsageError,
 )  # fmt: skip
 from facesdk.files import sha256
+from facesdk.plans import gpu, library
+from facesdk.plans.gpu import Gpu
+from facesdk.plans.key import read_key, side_car
 from facesdk_engines import cli_build
-from facesdk_engines.tensorrt import gpu, module, plans
+from facesdk_engines.tensorrt import plans
 from facesdk_engines.tensorrt.attention import Attentions
 from facesdk_engines.tensorrt.build import Built, Request
-from facesdk_engines.tensorrt.gpu import Gpu
-from facesdk_engines.tensorrt.key import read_key, side_car
 from facesdk_engines.tensorrt.options import BuildOptions
 from facesdk_engines.tensorrt.progress import OnProgress
 from tests.trt_stub import Stub
@@ -74,7 +75,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
         facts = Attentions(("a",), ("b", "c"))
         return Built("1.7", ("TF32",), 4, sha256(request.plan), 2.5, 81.4, 33, facts), request
 
-    monkeypatch.setattr(plans, "require", lambda options: None if options.device == "tensorrt-rtx" else H200)
+    monkeypatch.setattr(plans, "builds_on", lambda options: None if options.device == "tensorrt-rtx" else H200)
     monkeypatch.setattr(plans, "version", lambda device: "1.7")
     monkeypatch.setattr(plans, "build_in_child", pretend)
     return asked
@@ -279,7 +280,7 @@ def refused(kind: type[FaceSDKError], *words: str) -> FaceSDKError:
 def test_without_the_library(
     make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, device: str, remedy: str
 ) -> None:
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: None)
     error = refused(MissingDependency, str(make_bundle(ENGINES).folder), "--device", device)
     assert error.remedy == remedy
 
@@ -334,19 +335,19 @@ def test_replaceable_weights_need_a_gpu_in_rtx_too(monkeypatch: pytest.MonkeyPat
     rtx = Stub("11.4.0")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
     monkeypatch.setattr(gpu, "_DRIVER", "libnosuchdriver.so.1")
-    assert module.require(BuildOptions()) is None
+    assert plans.builds_on(BuildOptions()) is None
     for option in ("refit", "strip"):
         with pytest.raises(ProviderUnavailable):
-            module.require(BuildOptions(**{option: True}))
+            plans.builds_on(BuildOptions(**{option: True}))
 
 
 def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise OSError("libcudart.so.13: cannot open shared object file")
 
-    monkeypatch.setattr(module.importlib, "import_module", fail)
+    monkeypatch.setattr(library.importlib, "import_module", fail)
     with pytest.raises(ProviderUnavailable, match=r"libcudart\.so\.13") as caught:
-        module.load("tensorrt-rtx")
+        library.load("tensorrt-rtx")
     assert caught.value.remedy == "pip install --force-reinstall tensorrt-rtx"
 
 

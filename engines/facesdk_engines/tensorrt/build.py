@@ -12,9 +12,9 @@ from typing import Any
 from facesdk.errors import EngineError, EngineUnreadable, ProviderUnavailable, UnsupportedOperator
 from facesdk.files import sha256, write_bytes
 from facesdk.machine import peak_resident_mb
+from facesdk.plans.library import MODULES, load
 
 from .attention import Attentions, attentions, is_layer_list, layers_of_inspector, layers_of_log, report
-from .module import MODULES, load
 from .options import BuildOptions
 from .profiles import Profile
 from .progress import OnProgress, monitor

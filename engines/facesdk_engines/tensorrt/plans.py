@@ -14,12 +14,12 @@ from facesdk.card import Card
 from facesdk.errors import FaceSDKError, OutputError, UsageError, one_of
 from facesdk.graph import Graph
 from facesdk.home import home
+from facesdk.plans.gpu import Gpu, first_gpu
+from facesdk.plans.key import Here, Key, check, files_of, side_car, write_key
+from facesdk.plans.library import MODULES, require, version
 
 from .build import Built, Request
 from .child import build_in_child
-from .gpu import Gpu
-from .key import Here, Key, check, files_of, side_car, write_key
-from .module import MODULES, require, version
 from .options import BuildOptions
 from .profiles import Profile, profile, said
 
@@ -70,12 +70,23 @@ def build_plans(
     for name in engines:
         if name not in bundle.engine_names:
             raise one_of("engine", name, bundle.engine_names)
-    gpu = require(options)
+    gpu = builds_on(options)
     folder = folder or bundle.folder
     chosen = _chosen(bundle, options, engines)
     jobs = [_job(bundle, name, options, folder, profiles or bundle.folder, gpu) for name, options in chosen.items()]
     here = Here(version(options.device), gpu.capability if gpu and options.device == "tensorrt" else "")
     return (_made(job, here, gpu, force, on_progress) for job in jobs)
+
+
+def builds_on(options: BuildOptions) -> Gpu | None:
+    """The GPU that is built on, None where none is needed; nothing large is loaded to find out.
+
+    Raises MissingDependency without the library, ProviderUnavailable without a driver or GPU that is needed.
+    """
+    require(options.device, "building for")
+    if options.device == "tensorrt-rtx" and not (options.refit or options.strip):
+        return None
+    return first_gpu()
 
 
 def plan_name(engine: str, options: BuildOptions, gpu: Gpu | None) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..cuda.memory import DeviceArray
 from .attention import attention
 from .library import Library, cuda_available, load
-from .memory import DeviceArray
 
 __all__ = ["DeviceArray", "Library", "attention", "cuda_available", "load"]

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..cuda import bfloat16
 from ..errors import UsageError, one_of
-from . import bfloat16
 from .launch import address_of, launch
 from .library import Library, load
 from .operands import ELEMENTS, Operands, check_together, sizes_of

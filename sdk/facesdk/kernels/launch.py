@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from ..cuda.memory import DeviceArray
+from ..cuda.views import View, view
 from ..errors import UsageError, one_of
 from .library import DTYPES, HEAD_DIMS, Arguments, Library, Tensor
-from .memory import DeviceArray
 from .operands import ELEMENTS, Operands, sizes_of
-from .views import View, view
 
 
 def launch(x: Operands[Any], scale: float | None, out: Any, stream: int, kernels: Library) -> Any:

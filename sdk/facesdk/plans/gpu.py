@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from typing import Any
 
-from facesdk.errors import ProviderUnavailable
+from ..errors import ProviderUnavailable
 
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # CUdevice_attribute

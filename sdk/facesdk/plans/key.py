@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from facesdk import protobuf
-from facesdk.errors import EngineError, EngineUnreadable, ModelNotFound
-from facesdk.files import sha256, write_text
-from facesdk.graph import parse_file
+from .. import protobuf
+from ..errors import EngineStale, EngineUnreadable, ModelNotFound
+from ..files import sha256, write_text
+from ..graph import parse_file
 
 FORMAT = 1
 # field numbers of onnx.proto
@@ -93,7 +93,7 @@ def check(plan: Path, here: Here, *, whole: bool = False) -> Key:
     """The key of a plan that may be loaded here.
 
     whole  also read the plan and compare its sha256; a truncated one is found without.
-    Raises ModelNotFound, EngineUnreadable for a damaged plan, EngineError for one of something else.
+    Raises ModelNotFound, EngineUnreadable for a damaged plan, EngineStale for one of something else.
     """
     key = read_key(plan)
     size = plan.stat().st_size
@@ -101,7 +101,7 @@ def check(plan: Path, here: Here, *, whole: bool = False) -> Key:
         cause = f"it has {size} bytes of {key.plan_size}" if size != key.plan_size else "its sha256 is another"
         raise EngineUnreadable(f"{plan} is damaged", cause=cause, remedy=f"{key.command} --force")
     if found := list(differences(key, here)):
-        raise EngineError(f"{plan.name} was built for something else", cause="; ".join(found), remedy=key.command)
+        raise EngineStale(f"{plan.name} was built for something else", cause="; ".join(found), remedy=key.command)
     return key
 
 

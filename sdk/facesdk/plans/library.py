@@ -1,4 +1,4 @@
-"""The Python module of each library: found without importing it, then imported; errors say what to install."""
+"""The Python module of each TensorRT library: found without importing it, then imported; errors say what to install."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import importlib
 import importlib.util
 from types import ModuleType
 
-from facesdk.errors import MissingDependency, ProviderUnavailable
-
-from .gpu import Gpu, first_gpu
-from .options import BuildOptions
+from ..errors import MissingDependency, ProviderUnavailable
 
 #: device -> the module of its library
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -17,22 +14,18 @@ MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 _INSTALL = {"tensorrt-rtx": "pip install tensorrt-rtx", "tensorrt": "pip install tensorrt-cu13"}
 
 
-def require(options: BuildOptions) -> Gpu | None:
-    """The GPU that is built on, None where none is needed; nothing large is loaded to find out.
+def require(device: str, verb: str) -> None:
+    """Raise MissingDependency where the library is not installed; nothing is loaded to find out.
 
-    Raises MissingDependency without the library, ProviderUnavailable without a driver or GPU that is needed.
+    verb  what it is needed for, as "building for" or "running on".
     """
-    device = options.device
     if importlib.util.find_spec(MODULES[device]) is None:
         raise MissingDependency(
-            f"building for {device} needs the Python package {MODULES[device]}",
+            f"{verb} {device} needs the Python package {MODULES[device]}",
             cause="it is not installed"
             + ("" if device == "tensorrt-rtx" else "; NVIDIA's index pypi.nvidia.com has it"),
             remedy=_INSTALL[device],
         )
-    if device == "tensorrt-rtx" and not (options.refit or options.strip):
-        return None
-    return first_gpu()
 
 
 def load(device: str) -> ModuleType:
