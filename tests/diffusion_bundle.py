@@ -255,7 +255,7 @@ def _step() -> Graph:
     picture, plane = ["n", 4, "h", "w"], ["n", 1, "h", "w"]
     sizes = {f"{kind}_{i:02d}": size for i, size in enumerate(CHANNELS) for kind in ("key", "value")}
     inputs: dict[str, tuple[str, list[Any]]] = {
-        "bank": ("FLOAT", ["n", "K", 4, "h", "w"]), "scale": ("FLOAT", []), "time": ("FLOAT", [2]),
+        "bank": ("FLOAT", ["n", "K", 4, "h", "w"]), "scale": ("FLOAT", [1]), "time": ("FLOAT", [2]),
         "matrix": ("FLOAT", ["K", "columns"]), "weights": ("FLOAT", ["C"]), "noise": ("FLOAT", picture),
         "level": ("FLOAT", [2]), "blend_noise": ("FLOAT", picture), "known": ("FLOAT", picture),
         "mask": ("FLOAT", plane), **{name: ("FLOAT", ["R", TOKENS, sizes[name]]) for name in names},

@@ -1,7 +1,7 @@
 """A strict stand-in for the Python module `tensorrt` of one version, made of tests/data/tensorrt_surface.json.
 
 What that version does not have is an AttributeError, a wrong argument a TypeError, as in the real one.  Calls are
-recorded; what they return is put into `answers`.
+recorded; what they return is put into `answers` (tests/trt_execution.py: those of the half that runs plans).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import enum
 import importlib.machinery
 import inspect
 import json
+import mmap
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,22 +19,29 @@ from typing import Any
 
 SURFACE: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "tensorrt_surface.json").read_text())
 VERSIONS: tuple[str, ...] = tuple(SURFACE["versions"])
+RTX = "1.7.1.116"
 
 
 class Stub(ModuleType):
     """calls: (class, member, arguments).   answers: (class, member) -> function of the object and the arguments."""
 
-    def __init__(self, version: str) -> None:
-        super().__init__("tensorrt")
+    def __init__(self, version: str, module: str = "tensorrt") -> None:
+        super().__init__(module)
         self.__version__ = version
-        self.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
+        self.__spec__ = importlib.machinery.ModuleSpec(module, None)
         self.calls: list[tuple[Any, ...]] = []
         self.answers: dict[tuple[str, str], Callable[..., Any]] = {}
         self.kinds: dict[str, type] = {}
-        for name, table in SURFACE["enums"].items():
-            self.kinds[name] = _enum(name, table["members"], version)
-        for name, table in SURFACE["classes"].items():
-            self.kinds[name] = _class(self, name, table, version)
+        surface, level = {kind: dict(SURFACE[kind]) for kind in ("enums", "classes")}, version
+        if module == "tensorrt_rtx":  # the interface of the last version, and more
+            level = VERSIONS[-1]
+            for kind, members in surface.items():
+                members |= SURFACE["rtx"][kind]
+        for name, table in surface["enums"].items():
+            self.kinds[name] = _enum(name, table["members"], level)
+        for name, table in surface["classes"].items():
+            if _lives(table, level):
+                self.kinds[name] = _class(self, name, table, level)
         self.kinds["ILogger"].Severity = self.kinds["ILogger.Severity"]  # type: ignore[attr-defined]
         for name, kind in self.kinds.items():
             if "." not in name:
@@ -107,10 +115,18 @@ def _check(stub: Stub, what: str, parameters: list[list[str]], arguments: tuple[
     ])  # fmt: skip
     signature.bind(*arguments)
     for (parameter, kind, *_), value in zip(parameters, arguments, strict=False):
-        wanted = stub.kinds.get("ILogger.Severity" if kind == "Logger.Severity" else kind)
-        plain = {"int": int, "bool": bool, "str": str}.get(kind)
-        if (wanted and not isinstance(value, wanted)) or (plain and type(value) is not plain):
+        if not any(_fits(stub, each, value) for each in kind.split("|")):
             raise TypeError(f"{what}: {parameter} is {value!r}, not {kind}")
+
+
+def _fits(stub: Stub, kind: str, value: Any) -> bool:
+    if kind == "Buffer":
+        return isinstance(value, (bytes, bytearray, memoryview, mmap.mmap))
+    plain = {"int": int, "bool": bool, "str": str, "tuple": tuple, "list": list}.get(kind)
+    if plain:
+        return type(value) is plain
+    wanted = stub.kinds.get("ILogger.Severity" if kind == "Logger.Severity" else kind)
+    return kind not in SURFACE["classes"] if wanted is None else isinstance(value, wanted)
 
 
 def _property(stub: Stub, name: str, member: str, access: str) -> property:

@@ -43,7 +43,7 @@ def step():
     zeros = np.zeros_like(latent)
     fixed = {"noise": zeros, "blend_noise": zeros, "known": zeros, "mask": np.ones_like(latent[:, :1])}
     fixed |= {"level": np.zeros(2, np.float32), "weights": np.float32([1 - GUIDANCE, GUIDANCE]), **constants}
-    rows = {"scale": np.float32([SCALE]), "matrix": np.float32([[[1, NEXT_SIGMA - SIGMA, 0]]])}
+    rows = {"scale": np.float32([[SCALE]]), "matrix": np.float32([[[1, NEXT_SIGMA - SIGMA, 0]]])}
     return engine.scan({"bank": latent[:, None]}, rows, fixed)["bank"][:, 0]
 
 

@@ -89,7 +89,7 @@ def _build(archive: _Archive, recipe: Mapping[str, Any], kind: Mapping[str, Any]
     from .writing import write_arrays, write_manifest
 
     digest = sha256(archive.path)
-    engines = {}
+    engines, profiles = {}, {}
     for name, own in kind["engines"].items():
         facts = {**recipe["engines"][name], **own}
         card = Card(
@@ -104,6 +104,7 @@ def _build(archive: _Archive, recipe: Mapping[str, Any], kind: Mapping[str, Any]
             outputs=facts["outputs"],
         )
         engines[name] = _convert(archive.read(facts["file"]), facts, card, folder)
+        profiles[name] = facts.get("sizes", {})
     arrays = _geometry(archive, kind["geometry"]) if "geometry" in kind else _wheel_geometry(archive, recipe, kind)
     constants = {"detection": recipe["detection"], "landmarks": kind["landmarks"]}
     if "blendshapes" in engines:
@@ -112,7 +113,7 @@ def _build(archive: _Archive, recipe: Mapping[str, Any], kind: Mapping[str, Any]
     write_arrays(folder / "mesh.npz", **arrays)
     source = {"source": kind["source"], "source_sha256": digest, "recipe": recipe["recipe"]}
     about = {"name": kind["bundle"], "about": kind["about"], "system": "annotation", **recipe["licence"], **source}
-    write_manifest(folder, about, engines, constants)
+    write_manifest(folder, about, engines, constants, profiles)
 
 
 def _convert(data: bytes, facts: Mapping[str, Any], card: Card, folder: Path) -> dict[str, str]:

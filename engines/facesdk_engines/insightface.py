@@ -75,6 +75,7 @@ def _build(source: Path, folder: Path, recipe: Mapping[str, Any]) -> None:
 
     engines: dict[str, Mapping[str, str]] = {}
     constants: dict[str, Mapping[str, Any]] = {}
+    profiles: dict[str, Mapping[str, Any]] = {}
     files: dict[str, str] = {}
     unknown: list[str] = []
     for name, data in _members(source):
@@ -88,6 +89,7 @@ def _build(source: Path, folder: Path, recipe: Mapping[str, Any]) -> None:
         engines[network.kind] = {"default": _write(network, name, data, folder, recipe)}
         space = {"space": PurePosixPath(name).stem.lower()} if network.kind == "encoder" else {}
         constants[network.kind] = network.constants | space
+        profiles[network.kind] = _sizes(network, recipe)
         if network.arrays:
             write_arrays(folder / f"{network.kind}.npz", **network.arrays)
     if not engines:
@@ -103,7 +105,7 @@ def _build(source: Path, folder: Path, recipe: Mapping[str, Any]) -> None:
         **({"source_sha256": sha256(source)} if source.is_file() else {}),
         "recipe": recipe["recipe"],
     }
-    write_manifest(folder, about, engines, constants)
+    write_manifest(folder, about, engines, constants, profiles)
 
 
 def _read(name: str, data: bytes, recipe: Mapping[str, Any]) -> Network | None:
@@ -115,6 +117,12 @@ def _read(name: str, data: bytes, recipe: Mapping[str, Any]) -> Network | None:
         raise ConversionError(
             f"{name} is not a sound ONNX graph", cause=str(error), remedy="download the pack again"
         ) from error
+
+
+def _sizes(network: Network, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's sizes of those axes that are free in this file."""
+    axes = {axis.dim_param for value in network.model.graph.input for axis in value.type.tensor_type.shape.dim}
+    return {axis: sizes for axis, sizes in recipe["engines"][network.kind].get("sizes", {}).items() if axis in axes}
 
 
 def _write(network: Network, name: str, data: bytes, folder: Path, recipe: Mapping[str, Any]) -> str:

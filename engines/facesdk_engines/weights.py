@@ -16,7 +16,7 @@ from facesdk.errors import ToleranceExceeded
 
 from .precision_graph import Halved
 
-_LARGE, _ALIGNMENT = 1 << 20, 1 << 16  # what the exporter aligns, and to what: Windows maps files by it
+_ALIGNMENT = 1 << 16  # what Windows maps files by; smaller weights are not worth mapping
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
@@ -59,11 +59,35 @@ def write(forms: Sequence[Halved], folder: Path, data: Path) -> int:
                 key = (*_place(source), tensor.data_type)
                 if key not in places:
                     values, lost = _values(source, tensor.data_type, folder)
-                    places[key] = _append(file, values)
+                    places[key] = append(file, values)
                     flushed += lost
-                _refer(tensor, data.name, *places[key])
+                refer(tensor, data.name, *places[key])
             flushed += fill(_inside(half), folder)
     return flushed
+
+
+def array_of(tensor: TensorProto, folder: Path) -> npt.NDArray[np.generic]:
+    """The values of a weight, which may lie in a file of the folder."""
+    copy = TensorProto()
+    copy.CopyFrom(tensor)  # versions of onnx leave what they read in the tensor
+    return numpy_helper.to_array(copy, str(folder))
+
+
+def append(file: BinaryIO, values: npt.NDArray[np.generic]) -> tuple[int, int]:
+    """Offset and length of the values in the file, after writing them at its end."""
+    if values.nbytes >= _ALIGNMENT:
+        file.write(bytes(-file.tell() % _ALIGNMENT))
+    offset = file.tell()
+    values.tofile(file)
+    return offset, values.nbytes
+
+
+def refer(tensor: TensorProto, file: str, offset: int, length: int) -> None:
+    """Make a weight one that lies in that file."""
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": file, "offset": offset, "length": length}.items():
+        tensor.external_data.add(key=key, value=str(value))
 
 
 def _inside(half: Halved) -> Halved:
@@ -72,18 +96,12 @@ def _inside(half: Halved) -> Halved:
 
 
 def _values(source: TensorProto, kind: int, folder: Path) -> tuple[npt.NDArray[np.generic], int]:
-    return _halved(source, folder) if kind == TensorProto.FLOAT16 else (_array(source, folder), 0)
-
-
-def _array(tensor: TensorProto, folder: Path) -> npt.NDArray[np.generic]:
-    copy = TensorProto()
-    copy.CopyFrom(tensor)  # versions of onnx leave what they read in the tensor
-    return numpy_helper.to_array(copy, str(folder))
+    return _halved(source, folder) if kind == TensorProto.FLOAT16 else (array_of(source, folder), 0)
 
 
 def _halved(tensor: TensorProto, folder: Path) -> tuple[npt.NDArray[np.float16], int]:
     """The values in fp16, and how many of them became zero."""
-    values = _array(tensor, folder)
+    values = array_of(tensor, folder)
     with np.errstate(over="ignore", under="ignore"):
         half = values.astype(np.float16)
     if (np.isinf(half) & np.isfinite(values)).any():
@@ -99,19 +117,3 @@ def _place(tensor: TensorProto) -> tuple[str, str]:
     """The file of a tensor, and its offset there."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     return entries["location"], entries.get("offset", "0")
-
-
-def _append(file: BinaryIO, values: npt.NDArray[np.generic]) -> tuple[int, int]:
-    """Offset and length of the values in the file, after writing them at its end."""
-    if values.nbytes >= _LARGE:
-        file.write(bytes(-file.tell() % _ALIGNMENT))
-    offset = file.tell()
-    file.write(np.ascontiguousarray(values).tobytes())
-    return offset, values.nbytes
-
-
-def _refer(tensor: TensorProto, file: str, offset: int, length: int) -> None:
-    del tensor.external_data[:]
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in {"location": file, "offset": offset, "length": length}.items():
-        tensor.external_data.add(key=key, value=str(value))

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, NodeProto, StringStringEntryProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .nodes import Nodes
+from .weights import append, array_of, refer
 
 Array = npt.NDArray[Any]
 _Forward = Callable[[Nodes, str, tuple[int, int]], tuple[str, str]]
@@ -26,7 +27,6 @@ POINTS = (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
 _STEP, _TILE = 4, 6
 _BANDED = 256  # channels up to which there are bands: the matrices are read again for each
 _PLANE = 512  # values that fill 2 KiB
-_ALIGNMENT = 1 << 16  # what Windows maps files by
 _FORWARD, _BACK = "winograd_forward", "winograd_back"
 
 
@@ -74,17 +74,9 @@ def write_matrices(model: ModelProto, names: Iterable[str], path: Path) -> dict[
     weights, tensors = _fixed(model), {}
     with path.open("wb") as file:
         for name in names:
-            source = TensorProto()
-            source.CopyFrom(weights[name])  # reading leaves the values in the tensor
-            values = matrices(numpy_helper.to_array(source, str(path.parent)))
-            file.seek(-file.tell() % _ALIGNMENT, 1)
-            place = {"location": path.name, "offset": str(file.tell()), "length": str(values.nbytes)}
-            values.tofile(file)
-            tensors[name] = TensorProto(
-                name=f"{name}_winograd", data_type=TensorProto.FLOAT, dims=values.shape,
-                data_location=TensorProto.EXTERNAL,
-                external_data=[StringStringEntryProto(key=key, value=value) for key, value in place.items()],
-            )  # fmt: skip
+            values = matrices(array_of(weights[name], path.parent))
+            tensors[name] = TensorProto(name=f"{name}_winograd", data_type=TensorProto.FLOAT, dims=values.shape)
+            refer(tensors[name], path.name, *append(file, values))
     return tensors
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,16 +33,22 @@ def write_arrays(path: Path, **arrays: npt.NDArray[Any]) -> None:
 
 
 def write_manifest(
-    folder: Path, about: Mapping[str, Any], engines: Mapping[str, Mapping[str, str]], constants: Mapping[str, Any]
+    folder: Path,
+    about: Mapping[str, Any],
+    engines: Mapping[str, Mapping[str, str]],
+    constants: Mapping[str, Any],
+    profiles: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> None:
     """Write `bundle.toml` of a finished folder, pinning the sha256 of every file in it.
 
-    engines: name -> {"default": file, device: file of the form for that device}.
+    engines   name -> {"default": file, device: file of the form for that device}.
+    profiles  name -> sizes that its TensorRT plan is built for, see facesdk.plans.profiles.
     """
     files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     tables: dict[str, Mapping[str, Any]] = {"bundle": about}
     tables |= {f"engines.{name}": forms for name, forms in engines.items()}
     tables |= {f"constants.{name}": values for name, values in constants.items()}
+    tables |= {f"profiles.{name}": sizes for name, sizes in profiles.items() if sizes}
     tables["files"] = files
     text = "\n".join(_table(name, values) for name, values in tables.items())
     write_text(folder / MANIFEST, text)

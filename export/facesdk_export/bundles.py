@@ -77,7 +77,9 @@ def export(
             if isinstance(content, bytes):
                 (scratch / file).write_bytes(content)
         deviations, forms = _write(made, scratch, fp16)
-        write_manifest(scratch, _about(bundle_name or name, recipe, made, sources), forms, _constants(recipe, made))
+        about = _about(bundle_name or name, recipe, made, sources)
+        sizes = {part.card.engine: part.sizes for part in made}
+        write_manifest(scratch, about, forms, _constants(recipe, made), sizes)
     return deviations
 
 

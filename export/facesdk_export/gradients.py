@@ -72,31 +72,9 @@ def _tidy(graph: GraphModule) -> None:
             same = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
         if same is not node:
             node.replace_all_uses_with(same)
-    _part_statistics(graph)
     _part_transposes(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-
-
-def _part_statistics(graph: GraphModule) -> None:
-    """Compute the mean and inverse deviation that gradients need of a layer norm beside it.
-
-    TensorRT takes no LayerNormalization of three outputs.
-    """
-    call = graph.graph.call_function
-    for node in graph.graph.find_nodes(op="call_function", target=aten.native_layer_norm.default):
-        x, shape, *_, eps = node.args
-        axes, results = list(range(-len(shape), 0)), {user.args[1]: user for user in node.users}
-        if results.keys() <= {0}:
-            continue
-        with graph.graph.inserting_before(node):
-            mean = call(aten.mean.dim, (x, axes, True))
-            centred = call(aten.sub.Tensor, (x, mean))
-            variance = call(aten.mean.dim, (call(aten.mul.Tensor, (centred, centred)), axes, True))
-            inverse = call(aten.rsqrt.default, (call(aten.add.Tensor, (variance, eps)),))
-        for index, value in ((1, mean), (2, inverse)):
-            if index in results:
-                results[index].replace_all_uses_with(value)
 
 
 def _part_transposes(graph: GraphModule) -> None:

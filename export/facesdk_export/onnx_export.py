@@ -9,7 +9,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from facesdk.card import Card
 from facesdk.engine import Engine
 from facesdk.errors import ConversionError, ToleranceExceeded
+from facesdk.plans.profiles import Sizes
 from facesdk.verify import Deviation, deviation
-from facesdk_engines.attention import DOMAIN, has_attention, with_function, with_mha, with_plain_ops
+from facesdk_engines.forms import forms as device_forms
+from facesdk_engines.forms import has_forms
 from facesdk_engines.precision_islands import Islands
 from facesdk_engines.winograd import Winograd, winograd_weights, with_winograd, write_matrices
 from facesdk_engines.writing import write_engine
@@ -34,12 +36,6 @@ TOLERANCE = 1e-3
 #: bytes of weights from which on they stand in a file of their own; a protobuf ends at 2 GiB
 LARGE = 1 << 30
 _ALIGNMENT = 1 << 16  # what Windows maps files by
-#: form -> how its attention is written; "default" is for every device that is not named
-_ATTENTION: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
-    "default": with_mha,
-    "openvino": with_plain_ops,
-    "tensorrt": with_function,
-}
 
 Axes = Mapping[int, str]
 Free = Axes | Mapping[str, Axes]
@@ -54,6 +50,8 @@ class Part:
     card        its meanings of inputs and outputs, its licence if not the recipe's, what else is not known here.
     free        axis -> name: these axes of every input are free, and equal wherever a name recurs; "name + 2" is an
                 axis two longer.  Input -> such a table: inputs that differ in this; one without has no free axes.
+    sizes       free axis -> smallest, best and largest size that TensorRT plans are built for; one that is not named
+                has those that the example leads to, see facesdk.plans.profiles.
     reference   what the engine is held against, where `module` is another form of it.
     tolerances  output -> its limit, where TOLERANCE is not it.
     files       names of the recipe's files that it is made of; empty: all.
@@ -67,6 +65,7 @@ class Part:
     outputs: tuple[str, ...]
     card: Card
     free: Free = dataclasses.field(default_factory=lambda: {0: "batch"})
+    sizes: Mapping[str, Sizes] = dataclasses.field(default_factory=dict)
     reference: nn.Module | None = None
     tolerances: Mapping[str, float] = dataclasses.field(default_factory=dict)
     files: tuple[str, ...] = ()
@@ -102,9 +101,7 @@ def write_part(part: Part, path: Path) -> tuple[tuple[Deviation, ...], dict[str,
 
 def _forms(part: Part, model: onnx.ModelProto, path: Path) -> dict[str, onnx.ModelProto]:
     """The graph in each form, after writing the weights that some of them need beside `path`."""
-    forms = {"default": model}
-    if has_attention(model):
-        forms = {name: rewrite(model) for name, rewrite in _ATTENTION.items()}
+    forms = device_forms(model)
     chosen = {name: winograd_weights(model, each.limits) for name, each in part.winograd.items()}
     chosen = {name: weights for name, weights in chosen.items() if weights}
     if chosen:
@@ -196,7 +193,7 @@ def _save(program: torch.onnx.ONNXProgram, path: Path, shared: bool) -> None:
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
     weights = [value.const_value for value in model.graph.initializers.values()]
-    shared = shared or any(node.domain == DOMAIN for node in model.graph)
+    shared = shared or has_forms(model.graph)
     if shared or sum(each.nbytes for each in weights if each is not None) > LARGE:
         # one tensor after the other, straight from torch's memory; aligned, so that runtimes can map the file
         onnx_ir.save(model, path, external_data=f"{path.name}.data", alignment=_ALIGNMENT)

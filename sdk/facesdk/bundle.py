@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import zipfile
 import zlib
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .engine import Device, Engine, Precision
-from .errors import BundleError, IntegrityError, ModelNotFound, ProviderUnavailable
+from .errors import BundleError, IntegrityError, ModelNotFound
 from .files import sha256
 
 if sys.version_info >= (3, 11):
@@ -32,11 +31,12 @@ class Bundle:
     about      table `[bundle]`: name, system, licence, source, source_sha256, ...
     constants  table `[constants]`: thresholds, templates, sizes.
     files      table `[files]`: name -> pinned sha256.
+    plans      folder of the TensorRT plans, the bundle's own where not given.
     Raises ModelNotFound or BundleError on opening.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, plans: Path | None = None) -> None:
+        self.folder, self.plans = Path(folder), plans
         manifest = _read_manifest(self.folder)
         self.about: Mapping[str, Any] = manifest["bundle"]
         self.constants: Mapping[str, Any] = manifest.get("constants", {})
@@ -69,16 +69,12 @@ class Bundle:
         threads: int | None = None,
         openvino: bool = True,
     ) -> Engine:
-        """One of the bundle's engines, in the form that suits the device; see Engine.open.
-
-        openvino  False: "auto" does not try it.
-        """
+        """One of the bundle's engines, in the form that suits the device; see Engine.open."""
         forms = self.forms(engine)
-        if device == "auto" and not openvino:
-            with contextlib.suppress(ProviderUnavailable):
-                return self.open(engine, "cuda", precision=precision, threads=threads)
-            device = "cpu"
-        return Engine.open(forms.pop("default"), device, precision=precision, threads=threads, forms=forms)
+        return Engine.open(
+            forms.pop("default"), device,
+            precision=precision, threads=threads, forms=forms, openvino=openvino, plans=self.plans,
+        )  # fmt: skip
 
     def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
         """The arrays of `<name>.npz` in the folder."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import os
 import platform
@@ -10,16 +9,19 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
-from .engine import Device, Engine, Precision
-from .errors import FaceSDKError
+from .doctor_gpu import examine_gpus, examine_plans, off
+from .engine import GPUS, Device, Engine, Precision
+from .errors import FaceSDKError, ModelNotFound
+from .finding import Finding, State
 from .home import home, offline
 from .machine import installed, processor, versions
+from .nvidia import Driver, driver
+from .plans.library import MODULES
 
-State = Literal["ok", "note", "problem"]
 _ONE_NODE = Path(__file__).parent / "data" / "one_node.onnx"
 # distribution -> the package that it brings
 _REQUIRED = {
@@ -29,20 +31,10 @@ _REQUIRED = {
 _OPTIONAL = ("openvino", "onnx")
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One fact.  "note": works without it; "problem": FaceSDK does not work as it should.  `remedy`: a command."""
-
-    topic: str
-    subject: str
-    state: State
-    fact: str
-    remedy: str = ""
-
-
 def examine() -> tuple[Finding, ...]:
     """Everything found out, in the order in which it is best read; takes about a second."""
-    return (*_system(), *_packages(), *_backends(), *_places(), *_bundles())
+    gpus = driver()
+    return (*_system(), *_packages(), *examine_gpus(gpus), *_backends(gpus), *_places(), *_bundles(gpus))
 
 
 def healthy(findings: Sequence[Finding]) -> bool:
@@ -89,9 +81,13 @@ def _conflict(name: str, wheels: Sequence[str]) -> Finding:
     return Finding("packages", name, "problem", fact, f"pip uninstall -y {' '.join(wheels)} && pip install {keep}")
 
 
-def _backends() -> Iterator[Finding]:
+def _backends(gpus: Driver | None) -> Iterator[Finding]:
+    reason = off(gpus)
     for device in get_args(Device)[1:]:  # the first is "auto", which is one of the others
-        yield _try(device, "fp32")
+        if reason and device in GPUS:
+            yield Finding("backends", device, "note", *reason)
+        else:
+            yield _try(device, "fp32")
         if device == "openvino":
             yield _try(device, "bf16")
 
@@ -104,6 +100,8 @@ def _try(device: Device, precision: Precision) -> Finding:
         with Engine.open(_ONE_NODE, device, precision=precision) as engine:
             y, description = engine(x=x)["y"], engine.description
     except FaceSDKError as error:
+        if device in MODULES and isinstance(error, ModelNotFound):  # all is there but a plan of the one node
+            return Finding("backends", subject, "ok", "runs the plans that facesdk build makes")
         return Finding("backends", subject, failed, error.cause or error.fact, error.remedy)
     except Exception as error:  # a half-overwritten wheel raises anything; to report it is what this is for
         fact = f"{type(error).__name__}: {error}"
@@ -138,7 +136,7 @@ def _unwritable(folder: Path) -> str:
         return error.strerror or str(error)
 
 
-def _bundles() -> Iterator[Finding]:
+def _bundles(gpus: Driver | None) -> Iterator[Finding]:
     from .store import Store
 
     store = Store()
@@ -156,3 +154,6 @@ def _bundles() -> Iterator[Finding]:
             yield Finding("models", entry.name, "note", entry.problem, again)
         else:
             yield Finding("models", entry.name, "ok", f"{entry.size / 1e6:.1f} MB, licence {entry.licence}")
+    for entry in entries:
+        if entry.path and not entry.problem:
+            yield from examine_plans(store.open(entry.name), gpus)

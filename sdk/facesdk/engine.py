@@ -2,55 +2,60 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from .card import Card
-from .errors import EngineClosed, EngineError, EngineInputError, UsageError
+from .errors import EngineClosed, EngineError, UsageError
+from .signature import NEXT, Array, Arrays, Signature, Tensor
 
-Array = npt.NDArray[np.generic]
-Arrays = Mapping[str, Array]
+if TYPE_CHECKING:
+    from .cuda.memory import DeviceArray
+
+__all__ = [
+    "GPUS", "NEXT", "Array", "Arrays", "Backend", "Device", "Engine", "Precision", "StepCallback", "Tensor",
+    "closed_error", "prepared", "run_error",
+]  # fmt: skip
+
 Device = Literal["auto", "cpu", "openvino", "cuda", "tensorrt", "tensorrt-rtx"]
 #: devices whose arrays lie in a GPU's memory
 GPUS = ("cuda", "tensorrt", "tensorrt-rtx")
 Precision = Literal["fp32", "bf16", "fp16"]
 StepCallback = Callable[[int, int], None]
 
-#: the output that feeds input `x` of the next step in a scan
-NEXT = "next_"
-
 log = logging.getLogger("facesdk")
 
 
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """One input or output; a `str` in `shape` is a free axis, equal wherever its name recurs, None an unnamed one."""
-
-    name: str
-    shape: tuple[int | str | None, ...]
-    dtype: np.dtype[np.generic]
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.dtype}[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
-
-
 class Backend(Protocol):
-    """What runs a graph.  `run` and `scan` get arrays that were checked against `inputs`."""
+    """What runs a graph.  All arrays were checked against `inputs`; those on a GPU come as they were given.
+
+    prepare  a call that runs the graph once on copies of the arrays that stay where it runs, and returns when it is
+             done.
+    """
 
     device: str
     description: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
-    def run(self, arrays: Arrays) -> dict[str, Array]: ...
+    def run(self, arrays: Mapping[str, Any]) -> dict[str, Any]: ...
+    def prepare(self, arrays: Mapping[str, Any]) -> Callable[[], None]: ...
     def scan(self, carry: Arrays, xs: Arrays, constants: Arrays, on_step: StepCallback) -> dict[str, Array]: ...
     def close(self) -> None: ...
+
+
+def prepared(run: Callable[[Arrays], object], arrays: Arrays) -> Callable[[], None]:
+    """`Backend.prepare` of a graph that runs where NumPy's arrays lie."""
+    copies = {name: np.array(array, order="C") for name, array in arrays.items()}
+
+    def once() -> None:
+        run(copies)
+
+    return once
 
 
 def run_error(description: str, error: Exception) -> EngineError:
@@ -74,7 +79,7 @@ class Engine:
         self.card, self.path, self.reason = card, path, reason
         self.device, self.description = backend.device, backend.description
         self.inputs, self.outputs = backend.inputs, backend.outputs
-        self._signature = {tensor.name: tensor for tensor in self.inputs}
+        self._signature = Signature(path.name, self.device, self.inputs, self.outputs)
         self._backend: Backend | None = backend
 
     @classmethod
@@ -86,37 +91,57 @@ class Engine:
         precision: Precision = "fp32",
         threads: int | None = None,
         forms: Mapping[str, Path] | None = None,
+        openvino: bool = True,
+        plans: Path | None = None,
     ) -> Engine:
         """An engine for an ONNX file.
 
-        device     a name is used or an error says why not; "auto" takes the fastest that is here (see `reason`).
+        device     a name is used or an error says why not; "auto" takes the fastest that is here (see `reason`), of
+                   the tensorrt ones where their plan lies there, and with openvino=False never that.
         precision  "bf16" needs device="openvino" and a processor that has it; its error is yours to measure.
-                   "fp16" takes forms["fp16"], on cuda or cpu; a processor simulates it, casts to fp32 and gains
-                   nothing.
+                   "fp16" takes forms["fp16"], on GPUs or cpu; a processor simulates it and gains nothing.
         threads    processor threads; None leaves the choice to the backend.
         forms      device, "<device>-<precision>", which goes first, or "fp16" -> file of the same graph, written for
                    that; used there in place of `path`.
-        Raises ModelNotFound, EngineUnreadable, ProviderUnavailable, UsageError.
+        plans      folder of TensorRT plans, that of the file by default; a plan is verified on a GPU when first opened.
+        Raises ModelNotFound (also for a plan), EngineUnreadable, EngineStale, ToleranceExceeded, OutOfMemory,
+        MissingDependency, ProviderUnavailable, UsageError.
         """
         from . import backends
 
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}", remedy="give 1 or more, or leave it out")
-        source = backends.Source(Path(path), forms or {}, threads, precision).in_precision()
+        source = backends.Source(Path(path), forms or {}, threads, precision, openvino=openvino, plans=plans)
+        source = source.in_precision()
         card = Card.read(source.path)
         backend, reason = backends.open_backend(source, card, device)
         log.info("%s runs on %s (%s)", source.path.name, backend.description, reason)
         return cls(backend, card, source.path, reason)
 
-    def __call__(self, **arrays: Array) -> dict[str, Array]:
+    @overload
+    def __call__(self, **arrays: Array) -> dict[str, Array]: ...
+    @overload
+    def __call__(self, **arrays: Any) -> dict[str, DeviceArray]: ...
+
+    def __call__(self, **arrays: Any) -> Any:
         """All outputs by name.
 
-        Arrays have the dtypes and shapes of `inputs`; float inputs are finite.
+        Arrays have the dtypes and shapes of `inputs`; float inputs are finite.  On a device of GPUS they may be arrays
+        on the GPU, of any package with DLPack or __cuda_array_interface__, packed; then all outputs are DeviceArrays.
         Raises EngineInputError, EngineClosed, or EngineError where the graph itself fails.
         """
         backend = self._open_backend()
-        self._check(arrays)
+        self._signature.check(arrays, on_gpu=self.device in GPUS)
         return backend.run(arrays)
+
+    def prepare(self, **arrays: Any) -> Callable[[], None]:
+        """A call that runs the graph once on copies of these arrays, with nothing moved to or from the device.
+
+        It returns when the graph is done; it is for measuring.  Arrays and errors as in a call of the engine.
+        """
+        backend = self._open_backend()
+        self._signature.check(arrays, on_gpu=self.device in GPUS)
+        return backend.prepare(arrays)
 
     def scan(
         self,
@@ -133,12 +158,14 @@ class Engine:
         Raises EngineInputError, EngineClosed, or EngineError where the graph itself fails.
         """
         backend, constants = self._open_backend(), constants or {}
-        _check_series(xs)
-        self._check_roles(carry, xs, constants)
-        self._check({**constants, **carry, **{name: series[0, ...] for name, series in xs.items()}})
-        for name, series in xs.items():
-            _check_finite(name, series)
+        self._signature.check_scan(carry, xs, constants)
         return backend.scan(carry, xs, constants, on_step)
+
+    def at_most(self, wanted: int, name: str, axis: int = 0) -> int:
+        """`wanted`, or where that is less, the largest size that an axis of an input can have."""
+        tensor = next(each for each in self.inputs if each.name == name)
+        size = tensor.largest[axis] if tensor.largest else tensor.shape[axis]
+        return min(wanted, size) if isinstance(size, int) else wanted
 
     def close(self) -> None:
         """Free the graph and its memory; later calls raise EngineClosed."""
@@ -160,84 +187,3 @@ class Engine:
         if self._backend is None:
             raise closed_error(self.path.name)
         return self._backend
-
-    def _check(self, arrays: Arrays) -> None:
-        if arrays.keys() != self._signature.keys():
-            raise self._name_error(arrays)
-        axes: dict[str, int] = {}
-        for name, array in arrays.items():
-            _check_array(self._signature[name], array, axes)
-            _check_finite(name, array)
-
-    def _name_error(self, arrays: Arrays) -> EngineInputError:
-        missing = [str(t) for name, t in self._signature.items() if name not in arrays]
-        unknown = [name for name in arrays if name not in self._signature]
-        facts = [f"{what} {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
-        remedy = f"inputs are: {', '.join(map(str, self.inputs))}"
-        return EngineInputError(f"{self.path.name}: inputs {'; '.join(facts)}", remedy=remedy)
-
-    def _check_roles(self, carry: Arrays, xs: Arrays, constants: Arrays) -> None:
-        twice = (carry.keys() & xs.keys()) | (constants.keys() & (carry.keys() | xs.keys()))
-        if twice:
-            raise EngineInputError(
-                f"inputs {', '.join(sorted(twice))} are given twice",
-                remedy="put each input into one of carry, xs and constants",
-            )
-        outputs = {tensor.name: tensor for tensor in self.outputs}
-        absent = [NEXT + name for name in carry if NEXT + name not in outputs]
-        if absent:
-            raise EngineInputError(
-                f"{self.path.name} has no output {', '.join(absent)}",
-                cause="a scan feeds output next_<name> into input <name>",
-                remedy=f"carry only inputs that have one; outputs are: {', '.join(map(str, self.outputs))}",
-            )
-        for name in carry.keys() & self._signature.keys():
-            fed, made = self._signature[name], outputs[NEXT + name]
-            if fed.dtype != made.dtype or len(fed.shape) != len(made.shape):
-                raise EngineInputError(
-                    f"{self.path.name}: output {made} cannot feed input {fed}",
-                    remedy="export the engine so that both have one dtype and shape",
-                )
-
-
-def _check_array(tensor: Tensor, array: Array, axes: dict[str, int]) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != tensor.dtype:
-        got = array.dtype if isinstance(array, np.ndarray) else f"a {type(array).__name__}, no array"
-        raise EngineInputError(
-            f"input {tensor.name} is {got}; {tensor.dtype} is wanted",
-            remedy=f"convert it: numpy.asarray(value, '{tensor.dtype}')",
-        )
-    fits = array.ndim == len(tensor.shape)
-    for want, got in zip(tensor.shape, array.shape, strict=False):
-        expected = axes.setdefault(want, got) if isinstance(want, str) else want
-        fits = fits and expected in (None, got)
-    if not fits:
-        named = ", ".join(f"{axis} = {size}" for axis, size in axes.items())
-        raise EngineInputError(
-            f"input {tensor.name} has shape {array.shape}",
-            remedy=f"give {tensor}" + (f" with {named}" if named else ""),
-        )
-
-
-def _check_series(xs: Arrays) -> None:
-    steps = {len(series) if isinstance(series, np.ndarray) and series.ndim else 0 for series in xs.values()}
-    if len(steps) != 1 or 0 in steps:
-        raise EngineInputError(
-            f"xs have {sorted(steps)} rows",
-            remedy="give at least one array in xs, all with the same number of rows, one or more",
-        )
-
-
-def _check_finite(name: str, array: Array) -> None:
-    # the sum is several times cheaper than isfinite().all() and is non-finite whenever an element is
-    if array.dtype.kind == "f" and not np.isfinite(_sum(array)) and not np.isfinite(array).all():
-        bad = int(array.size - np.isfinite(array).sum())
-        raise EngineInputError(
-            f"input {name} holds {bad} NaN or infinite values of {array.size}",
-            remedy="find where they come from upstream",
-        )
-
-
-def _sum(array: Array) -> Any:
-    with np.errstate(over="ignore", invalid="ignore"):  # what would be warned of is what is looked for
-        return array.sum()

@@ -188,7 +188,7 @@ class UnsupportedOperator(ConversionError):
 
 
 class ToleranceExceeded(FaceSDKError, ArithmeticError):
-    """An engine differs from what it was made of by more than its tolerance, and was not written."""
+    """An engine differs from what it was made of by more than its tolerance, and was not written, or is not used."""
 
     code = "tolerance"
 

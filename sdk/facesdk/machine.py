@@ -19,6 +19,10 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
         "onnxruntime-rocm", "onnxruntime-silicon", "onnxruntime-training", "ort-nightly", "ort-nightly-gpu",
     ),
     "opencv-python-headless": ("opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python"),
+    # the names without a CUDA version hold nothing themselves on the package index; JetPack's tensorrt does
+    "tensorrt": ("tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
+    "onnxruntime-ep-nv-tensorrt-rtx": ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime-ep-nv-tensorrt-rtx-cu12"),
 }  # fmt: skip
 # what graph runtimes pick their kernels by; x86 names of /proc/cpuinfo, then ARM's
 _FEATURES = (
@@ -49,7 +53,7 @@ def processor() -> Processor:
 
 
 def installed(name: str) -> tuple[tuple[str, str], ...]:
-    """(Distribution, version) of every installed wheel that brings the same package; two are a conflict."""
+    """(Distribution, version) of every installed wheel that brings the same package, or stands for it."""
     found = ((variant, _version(variant)) for variant in (name, *VARIANTS.get(name, ())))
     return tuple((variant, version) for variant, version in found if version)
 

@@ -80,6 +80,18 @@ def test_bf16_is_near_and_not_the_same(network):
     assert "bf16" in half.description
 
 
+def test_what_is_prepared_runs_as_often_as_it_is_called(device, network):
+    with Engine.open(network, device) as engine:
+        image = images()
+        once = engine.prepare(image=image)
+        expected = engine(image=image)["vector"]
+        image[:] = 0  # the copies stay
+        assert [once() for _ in range(3)] == [None] * 3
+        np.testing.assert_array_equal(engine(image=images())["vector"], expected)
+    with pytest.raises(EngineClosed):
+        engine.prepare(image=image)
+
+
 def test_results_belong_to_the_caller(device, network):
     with Engine.open(network, device) as engine:
         first = engine(image=images(seed=1))["vector"]
@@ -140,6 +152,8 @@ def test_a_failing_graph_is_an_engine_error(device, save_graph):
     with Engine.open(path, device) as engine:
         with pytest.raises(EngineError, match="failed to run the graph"):
             engine(x=np.zeros((3, 3), np.float32))
+        with pytest.raises(EngineError, match="failed to run the graph"):
+            engine.prepare(x=np.zeros((3, 3), np.float32))()
         assert engine(x=np.zeros((2, 3), np.float32))["y"].shape == (2, 3)  # and works on
 
 

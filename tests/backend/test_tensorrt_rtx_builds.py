@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,14 @@ if importlib.util.find_spec("tensorrt_rtx") is None:
 onnx = pytest.importorskip("onnx", reason="building needs onnx")
 
 from facesdk.plans.key import Here, check  # noqa: E402
-from facesdk_engines.attention import DOMAIN, OPERATOR, has_attention, with_function  # noqa: E402
+from facesdk.plans.profiles import profile  # noqa: E402
+from facesdk_engines.attention import DOMAIN, OPERATOR, with_function  # noqa: E402
+from facesdk_engines.forms import forms  # noqa: E402
 from facesdk_engines.precision import to_fp16  # noqa: E402
 from facesdk_engines.tensorrt.build import Built, Request  # noqa: E402
 from facesdk_engines.tensorrt.child import build_in_child  # noqa: E402
 from facesdk_engines.tensorrt.options import BuildOptions  # noqa: E402
 from facesdk_engines.tensorrt.plans import build_plans  # noqa: E402
-from facesdk_engines.tensorrt.profiles import profile  # noqa: E402
 from facesdk_engines.writing import write_engine  # noqa: E402
 
 SMALL_UNET = {
@@ -46,29 +48,32 @@ def nothing(share: float, phase: str) -> None:
     """Nobody looks."""
 
 
-def built(path: Path, plan: Path, **options: Any) -> Built:
-    """Facts of the plan of a file, with the profile that its card leads to."""
-    shapes = profile(path.stem, Graph.read(path).inputs, {}, Card.read(path).example_shapes)
+def built(path: Path, plan: Path, sizes: Mapping[str, Any] = MappingProxyType({}), **options: Any) -> Built:
+    """Facts of the plan of a file, with the profile of these sizes and its card."""
+    shapes = profile(path.stem, Graph.read(path).inputs, sizes, Card.read(path).example_shapes)
     return build_in_child(Request(path, plan, BuildOptions(**options), shapes), nothing)[0]
 
 
 # -- exported networks, in little ---------------------------------------------------------------------------------
 
+Parts = Mapping[str, Any]
 
-def swap_parts(folder: Path) -> Mapping[str, Any]:
+
+def swap_parts(folder: Path, kind: str = "published") -> Parts:
     from torch import nn
 
     from facesdk_export.networks import IResNet
     from facesdk_export.recipes.hififace import _swap_parts
     from tests.unit.test_hififace_networks import small_generator
 
-    generator = small_generator("published")
+    generator = small_generator(kind)
     generator.id_extractor.f_id = IResNet((1, 1), (4, 8))
     generator.id_extractor.f_3d = nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(3 * 8 * 8, 257))
     return _swap_parts(generator.eval())
 
 
-def synthesis_parts(folder: Path) -> Mapping[str, Any]:
+def synthesis_parts(folder: Path) -> Parts:
+    from facesdk_export.networks.vec2face_plus import PosedGenerator
     from facesdk_export.recipes import vec2face
     from tests.unit.test_vec2face_recipe import generator, headpose, iresnet
 
@@ -76,14 +81,16 @@ def synthesis_parts(folder: Path) -> Mapping[str, Any]:
     networks = {"generator": face, "arcface": iresnet(), "magface": iresnet(), "headpose": headpose()}
     forms = {name: vec2face._form(network) for name, network in networks.items()}
     return {
+        "generator": vec2face._generator(forms["generator"], face),
         "step": vec2face._step(forms, networks, ()),
-        "generator": vec2face._generator(vec2face._form(face), face),
-        "encoder": vec2face._encoder(vec2face._form(iresnet()), iresnet()),
-        "pose": vec2face._pose(headpose()),
+        "encoder": vec2face._encoder(forms["arcface"], networks["arcface"]),
+        "quality": vec2face._quality(forms["magface"], networks["magface"]),
+        "pose": vec2face._pose(networks["headpose"]),
+        "pose_generator": vec2face._posed(generator(PosedGenerator)),
     }
 
 
-def diffusion_parts(folder: Path) -> Mapping[str, Any]:
+def diffusion_parts(folder: Path) -> Parts:
     from facesdk_export.recipes.stable_diffusion import stable_diffusion_parts
     from facesdk_export.stable_diffusion import read_stable_diffusion
     from tests.unit import stable_diffusion_files as files
@@ -93,25 +100,87 @@ def diffusion_parts(folder: Path) -> Mapping[str, Any]:
         for name, value in SMALL_UNET.items():
             patch.setitem(files.UNET, name, value)
         network = read_stable_diffusion(files.write_folder(folder / "files", files.weights()))
-    return stable_diffusion_parts(network)
+    return {name: part for name, part in stable_diffusion_parts(network).items() if not isinstance(part, bytes)}
 
 
-SYSTEMS: Mapping[str, tuple[Callable[[Path], Mapping[str, Any]], tuple[str, ...]]] = {
-    "swap": (swap_parts, ("identity", "shape", "target", "decoder")),
-    "synthesis": (synthesis_parts, ("generator", "step", "encoder", "pose")),
-    "diffusion": (
+def face_parts(folder: Path) -> Parts:
+    """What Face2Diffusion has beside Stable Diffusion."""
+    from facesdk_export.networks import MSID, MappingNetwork
+    from facesdk_export.recipes import face_tokens
+
+    msid = MSID((0, 1, 2, 3), patch=28, dim=24, depth=4, hidden=40).eval()
+    mapping = {name: MappingNetwork(msid.width, 30, 64).eval() for name in ("mapping", "mf2d")}
+    return {
+        "encoder": face_tokens._encoder_part(msid),
+        "mapping": face_tokens.mapping_part(mapping["mapping"], "mapping"),
+        "mapping_mf2d": face_tokens.mapping_part(mapping["mf2d"], "mf2d"),
+    }
+
+
+def arcface_parts(folder: Path) -> Parts:
+    from facesdk_export.networks import IResNet
+    from facesdk_export.recipes.encoders import encoder_part
+
+    return {"encoder": encoder_part(IResNet((1, 1), (4, 8)).eval(), 112)}
+
+
+def ir_se50_parts(folder: Path) -> Parts:
+    from facesdk_export.networks import IRSE
+    from facesdk_export.recipes.encoders import encoder_part
+
+    return {"encoder": encoder_part(IRSE((2, 1), (8, 16), reduction=4).eval(), 112)}
+
+
+def geometry_parts(folder: Path, recipe: str, network: str, small: Callable[[], Any]) -> Parts:
+    """The parts that a recipe makes of a file of a smaller network."""
+    import torch
+
+    from facesdk_export.checkpoints import read_checkpoint
+    from facesdk_export.recipes import geometry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(geometry, network, small)
+        torch.save(small().state_dict(), folder / "small.pth")
+        made: Parts = getattr(geometry, recipe).parts(checkpoint=read_checkpoint(folder / "small.pth"))
+    return made
+
+
+def deep3d_parts(folder: Path) -> Parts:
+    from facesdk_export.networks import Deep3DRecon
+
+    return geometry_parts(folder, "DEEP3D", "Deep3DRecon", lambda: Deep3DRecon("resnet18"))
+
+
+def pose_parts(folder: Path) -> Parts:
+    from tests.unit.test_vec2face_recipe import headpose
+
+    return geometry_parts(folder, "SIXDREPNET", "SixDRepNet", headpose)
+
+
+_SWAP = ("identity", "shape", "target", "decoder")
+#: recipe -> its parts in little, and their names
+SYSTEMS: Mapping[str, tuple[Callable[[Path], Parts], tuple[str, ...]]] = {
+    "6drepnet": (pose_parts, ("pose",)),
+    "arcface": (arcface_parts, ("encoder",)),
+    "deep3d": (deep3d_parts, ("shape",)),
+    "face2diffusion": (face_parts, ("encoder", "mapping", "mapping_mf2d")),
+    "hififace": (swap_parts, _SWAP),
+    "ir-se50": (ir_se50_parts, ("encoder",)),
+    "stable-diffusion": (
         diffusion_parts, ("embedding", "text", "context", "time", "step", "vae_decoder", "vae_encoder"),
     ),
+    "vec2face": (synthesis_parts, ("generator", "step", "encoder", "quality", "pose", "pose_generator")),
+    "xuehy": (functools.partial(swap_parts, kind="xuehy"), _SWAP),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def parts_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mapping[str, Any]]:
+def parts_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Parts]:
     pytest.importorskip("torch", reason="the export room needs torch")
     pytest.importorskip("onnxscript", reason="the export room needs onnxscript")
 
     @functools.cache
-    def parts(system: str) -> Mapping[str, Any]:
+    def parts(system: str) -> Parts:
         import torch
 
         torch.manual_seed(0)
@@ -129,13 +198,13 @@ def exported(part: Any, path: Path) -> Path:
     model = onnx.load(traced)
     shapes = {name: tuple(tensor.shape) for name, tensor in part.inputs.items()}
     card = dataclasses.replace(part.card, example_shapes=shapes)
-    write_engine(path, with_function(model) if has_attention(model) else model, card)
+    write_engine(path, forms(model).get("tensorrt", model), card)
     return path
 
 
-def halved(path: Path) -> Path:
+def halved(part: Any, path: Path) -> Path:
     half = path.with_suffix(".fp16.onnx")
-    write_engine(half, to_fp16(onnx.load(path)), dataclasses.replace(Card.read(path), precision="fp16"))
+    write_engine(half, to_fp16(onnx.load(path), part.islands), dataclasses.replace(Card.read(path), precision="fp16"))
     return half
 
 
@@ -146,12 +215,31 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize(("system", "engine"), cases())
 def test_exported_engines(parts_of: Any, tmp_path: Path, system: str, engine: str) -> None:
-    path = exported(parts_of(system)[engine], tmp_path / f"{engine}.onnx")
-    for file in (path, halved(path)):
+    """In each precision that it has, with the recipe's own sizes of every free axis."""
+    part = parts_of(system)[engine]
+    path = exported(part, tmp_path / f"{engine}.onnx")
+    free = {axis for value in Graph.read(path).inputs for axis in value.shape if isinstance(axis, str)}
+    assert {axis for axis in free if axis.isidentifier()} == part.sizes.keys()
+    for file in (path, halved(part, path)) if part.half else (path,):
         plan = tmp_path / f"{file.stem}.plan"
-        facts = built(file, plan)
+        facts = built(file, plan, part.sizes)
         assert facts.layers > 0
-        assert plan.stat().st_size == facts.plan_size > 10_000
+        assert plan.stat().st_size == facts.plan_size > 5_000
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_no_engine_is_forgotten(parts_of: Any, system: str) -> None:
+    assert tuple(parts_of(system)) == SYSTEMS[system][1]
+
+
+def test_no_recipe_is_forgotten() -> None:
+    pytest.importorskip("torch", reason="the export room needs torch")
+    from facesdk_export.recipes import RECIPES
+
+    assert set(SYSTEMS) == set(RECIPES)
+
+
+# -- bundles ------------------------------------------------------------------------------------------------------
 
 
 def test_annotation_bundle(bundle_478: Bundle, tmp_path: Path) -> None:
@@ -163,6 +251,25 @@ def test_annotation_bundle(bundle_478: Bundle, tmp_path: Path) -> None:
         with pytest.raises(EngineError, match=r"this GPU has 9\.0"):
             check(plan.path, Here(plan.key.version, "9.0"))
     assert [plan.built for plan in build_plans(bundle_478, BuildOptions(), folder=tmp_path)] == [False] * len(plans)
+
+
+def test_the_full_range_detector(bundle_468: Bundle, tmp_path: Path) -> None:
+    plans = list(build_plans(bundle_468, BuildOptions(), folder=tmp_path))
+    assert {plan.key.engine for plan in plans} == {"detector_short", "detector_full", "landmarks"}
+    assert plans[0].key.profile == {"image": [[1, 128, 128, 3]] * 3}
+
+
+def test_an_insightface_pack(tmp_path: Path) -> None:
+    """Of the published signatures; the networks themselves are a user's to bring."""
+    from tests.unit.test_insightface_pack import build, pack, swapper, whole
+
+    networks = {**whole(), "inswapper_128.onnx": swapper()}
+    bundle = build(pack(tmp_path / "buffalo_l.zip", networks), tmp_path / "bundle")
+    plans = {plan.key.engine: plan for plan in build_plans(bundle, BuildOptions(), folder=tmp_path)}
+    assert plans.keys() == set(bundle.engine_names)
+    assert plans["scrfd"].key.profile["image"] == [[1, 3, side, side] for side in (320, 640, 1280)]
+    assert plans["encoder"].key.profile["image"] == [[rows, 112, 112, 3] for rows in (1, 1, 16)]
+    assert plans["inswapper"].key.profile == {}
 
 
 # -- attention ----------------------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,13 @@ from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 
 import facesdk.cli.bench as bench_cli
-from facesdk import doctor
+from facesdk import doctor, measurement
 from facesdk.card import Card
-from facesdk.cli import main
+from facesdk.cli import bench_report, main
 from facesdk.cli.doctor import without_home
-from facesdk.doctor import Finding
 from facesdk.errors import ProviderUnavailable
+from facesdk.finding import Finding
+from facesdk.nvidia import Driver, Gpu
 from facesdk.provenance import parse_xmp
 
 QUICK = ["--warmup-ms", "0", "--iterations", "3", "--duration", "0"]
@@ -96,8 +99,10 @@ def test_bench_csv_has_stable_columns_and_is_replaced_as_a_whole(relu, tmp_path,
         "engine,device,backend,precision,threads,batch,shapes,"
         "calls,min_ms,mean_ms,median_ms,p90_ms,p95_ms,p99_ms,max_ms,calls_per_s,rows_per_s,"
         "load_ms,memory_mb,peak_mb,max_abs_error,max_error_in_std,min_cosine,nan,"
-        "cpu,cores,python,facesdk,numpy,onnxruntime,openvino"
+        "cpu,cores,python,facesdk,numpy,onnxruntime,openvino,"
+        "transfers,gpu_memory_mb,gpu,compute_capability,driver,onnxruntime-gpu,tensorrt,tensorrt-rtx,cuda-bindings"
     )
+    assert (row["transfers"], row["gpu_memory_mb"]) == ("", "")
     assert (row["engine"], row["device"], row["shapes"], row["batch"], row["threads"]) == (
         "relu",
         "cpu",
@@ -120,6 +125,94 @@ def test_bench_compares_precisions_where_they_exist(relu, capsys, monkeypatch):
     monkeypatch.setattr(bench_cli, "measure_apart", measured)
     assert run("bench", relu, "--device", "cpu,openvino", "--precision", "fp32,bf16") == 4
     assert asked == [("cpu", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
+
+
+def test_bench_compares_fp16_on_every_device_that_has_it(relu, capsys, monkeypatch):
+    asked = []
+
+    def measured(job):
+        asked.append((job.device, job.precision))
+        raise ProviderUnavailable("not here")
+
+    monkeypatch.setattr(bench_cli, "measure_apart", measured)
+    devices = ("auto", "cpu", "openvino", "cuda", "tensorrt", "tensorrt-rtx")
+    run("bench", relu, "--device", ",".join(devices), "--precision", "fp32,fp16")
+    assert asked == [
+        (device, precision)
+        for device in devices
+        for precision in ("fp32", "fp16")
+        if (device, precision) != ("openvino", "fp16")
+    ]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine whose GPUs answer in no time: measured on the processor, reported as of a GPU."""
+
+    def measured(job):
+        found = measurement.measure(dataclasses.replace(job, device="cpu"))
+        if job.device == "cpu":
+            return found
+        resident = dataclasses.replace(found.statistics, mean_ms=0.125)
+        return dataclasses.replace(
+            found, device=job.device, resident=resident, gpu_memory_mb=512.4, spin_wait=job.device != "cuda",
+            remarks=("plain launches: a layer copies to the processor",) if job.device == "tensorrt" else (),
+        )  # fmt: skip
+
+    monkeypatch.setattr(bench_cli, "measure_apart", measured)
+    here = Driver("580.65.06", "13.0", (Gpu("NVIDIA H200", "9.0", 150754.8),))
+    monkeypatch.setattr(bench_report, "driver", lambda: here)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_bench_of_gpus_has_a_line_without_transfers_and_one_with(relu, capsys):
+    assert run("bench", relu, "--device", "cpu,tensorrt,tensorrt-rtx", *QUICK) == 0
+    out = capsys.readouterr().out
+    head, *rows = [line.split("  ") for line in out.splitlines() if line.startswith(("engine", "relu  "))]
+    cells = [[cell.strip() for cell in row if cell.strip()] for row in (head, *rows)]
+    assert cells[0][:6] == ["engine", "device", "precision", "transfers", "batch", "calls"]
+    assert [(row[1], row[3], row[-1]) for row in cells[1:]] == [
+        ("cpu", "-", "-"),
+        ("tensorrt", "excluded", "512"),
+        ("tensorrt", "included", "512"),
+        ("tensorrt-rtx", "excluded", "512"),
+        ("tensorrt-rtx", "included", "512"),
+    ]
+    assert cells[0][-1] == "GPU MB"
+    assert "NVIDIA H200, compute capability 9.0, driver 580.65.06, CUDA 13.0" in out
+    assert "on GPUs: CUDA graph on, where no note says why not; spin wait on; transfers excluded:" in out
+    assert out.count("relu on tensorrt: plain launches: a layer copies to the processor") == 1
+
+
+@pytest.mark.usefixtures("gpu")
+def test_bench_says_where_it_does_not_spin(relu, capsys):
+    assert run("bench", relu, "--device", "cuda,tensorrt", *QUICK) == 0
+    assert "spin wait off (it needs: pip install cuda-python)" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("gpu")
+def test_bench_of_processors_says_nothing_of_gpus(relu, capsys):
+    assert run("bench", relu, "--device", "cpu", *QUICK) == 0
+    out = capsys.readouterr().out
+    for word in ("GPU", "transfers", "spin", "CUDA"):
+        assert word not in out
+
+
+@pytest.mark.usefixtures("gpu")
+def test_bench_writes_both_lines_of_a_gpu(relu, tmp_path, capsys):
+    status, found = run_json(
+        capsys, "bench", relu, "--device", "cpu,tensorrt", "--csv", tmp_path / "gpu.csv", "--batch", 2, *QUICK
+    )
+    assert status == 0
+    assert [(row["device"], row["transfers"]) for row in found["results"]] == [
+        ("cpu", ""), ("tensorrt", "excluded"), ("tensorrt", "included")
+    ]  # fmt: skip
+    assert found["machine"]["gpu"] == "NVIDIA H200"
+    _, excluded, included = csv.DictReader((tmp_path / "gpu.csv").read_text().splitlines())
+    assert (excluded["transfers"], excluded["mean_ms"], excluded["gpu_memory_mb"]) == ("excluded", "0.125", "512.4")
+    assert (included["transfers"], included["compute_capability"]) == ("included", "9.0")
+    assert float(included["mean_ms"]) != 0.125
+    assert included["driver"] == "580.65.06, CUDA 13.0"
 
 
 def test_bench_never_drops_a_precision_in_silence(relu, capsys):
@@ -228,6 +321,24 @@ def test_doctor_sees_two_wheels_in_conflict(tmp_path):
     assert child.returncode == 4
     assert "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu" in child.stdout
     assert "pip uninstall -y opencv-python-headless opencv-python && pip install opencv-python-headless" in child.stdout
+
+
+def test_doctor_says_in_one_line_what_is_off_without_a_driver(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "driver", lambda: None)
+    assert run("doctor") == 0
+    out = capsys.readouterr().out
+    assert out.count("no NVIDIA driver: GPU devices are off") == 1
+    (line,) = [line for line in out.splitlines() if "GPU devices" in line]
+    assert line.split("  ")[1:3] == ["--", "cuda, tensorrt, tensorrt-rtx"]
+    status, found = run_json(capsys, "doctor")
+    off = [finding for finding in found["findings"] if finding["subject"] in ("cuda", "tensorrt", "tensorrt-rtx")]
+    assert (status, len([finding for finding in off if finding["topic"] == "backends"])) == (0, 3)
+
+
+def test_doctor_takes_about_a_second():
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "facesdk.cli", "doctor"], check=True, capture_output=True)
+    assert time.perf_counter() - start < 5  # with room for a busy machine
 
 
 @pytest.mark.parametrize("content", ["", "raise ImportError('libonnxruntime.so')", "raise SystemError('bad wheel')"])

@@ -59,7 +59,7 @@ def step_inputs(channels: int) -> dict[str, Tensor]:
     """Three pictures, a memory of one, two conditions; no two axes of equal size."""
     latent = _normal(5, 3, channels, 8, 10)
     return {
-        "bank": torch.stack([latent[0], latent[1]], 1), "scale": torch.tensor(0.7), "matrix": _normal(2, 4),
+        "bank": torch.stack([latent[0], latent[1]], 1), "scale": torch.tensor([0.7]), "matrix": _normal(2, 4),
         "weights": torch.tensor([-6.0, 7.0]), "noise": latent[2], "level": torch.tensor([0.8, 0.6]),
         "blend_noise": latent[3], "known": latent[4], "mask": (_normal(3, 1, 8, 10) > 0.3).float(),
     }  # fmt: skip
@@ -86,7 +86,7 @@ class Predictions:
     def _step(self, x: np.ndarray, row: np.ndarray, text: np.ndarray) -> np.ndarray:
         nothing = np.zeros_like(x)
         return self.engines["step"](
-            bank=x[:, None], scale=np.array(1, np.float32), time=row, matrix=np.float32([[0, 1, 0]]),
+            bank=x[:, None], scale=np.ones(1, np.float32), time=row, matrix=np.float32([[0, 1, 0]]),
             weights=np.ones(1, np.float32), noise=nothing, level=np.zeros(2, np.float32), blend_noise=nothing,
             known=nothing, mask=np.ones_like(x[:, :1]), **self.engines["context"](text=text),
         )["next_bank"][:, 0]  # fmt: skip

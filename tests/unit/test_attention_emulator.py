@@ -6,7 +6,6 @@ import ctypes
 import dataclasses
 import shutil
 import subprocess
-import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from facesdk.cuda import bfloat16, memory, views
+from facesdk.cuda import bfloat16, dlpack
 from facesdk.cuda.views import View, read_capsule, view
 from facesdk.errors import EngineError, FaceSDKError, MissingDependency, ProviderUnavailable, UsageError
 from facesdk.kernels import DeviceArray, attention, cuda_available, library, load, reference
@@ -23,6 +22,7 @@ from facesdk.kernels.launch import address_of, arguments_of
 from facesdk.kernels.library import HEAD_DIMS, Arguments, Library, Tensor
 from facesdk.kernels.operands import Operands, sizes_of
 from facesdk.kernels.reference import Array, attend, error_bound
+from tests.cuda_fake import FakeCuda
 from tests.unit.attention_emulator import Emulator, HostKernels, random_operands
 
 ROOT = Path(__file__).parents[2]
@@ -406,6 +406,16 @@ def test_rows_of_a_fused_projection_are_read_in_place() -> None:
     np.testing.assert_array_equal(out.array, Emulator("fp16")(Operands(q, k, v), 24**-0.5))
 
 
+def test_codes_may_be_bools() -> None:
+    q, k, v = (device(1, 4, 2, 24) for _ in range(3))
+    codes = np.array([[True, False, True, True]])
+    results = [
+        attention(q, k, v, region=OnDevice(held), subject=OnDevice(held), kernels=HostKernels()).array  # type: ignore[arg-type]
+        for held in (codes, codes.astype(np.uint8))
+    ]
+    np.testing.assert_array_equal(*results)
+
+
 def device(*shape: int, dtype: Any = np.float16) -> OnDevice:
     return OnDevice(_stored(np.ones(shape, dtype), "fp16") if dtype == np.float16 else np.ones(shape, dtype))
 
@@ -422,7 +432,7 @@ def device(*shape: int, dtype: Any = np.float16) -> OnDevice:
         ({"k": OnDevice(device(1, 4, 2, 32).array[..., 4:28])}, "address that is a multiple of 16"),
         ({"k": OnDevice(device(1, 4, 2, 24).array[:, ::-1])}, "strides that are multiples of 8"),
         ({"query_bias": OnDevice(device(24, 2).array.T)}, "query_bias is not contiguous"),
-        ({"q": device(1, 4, 2, 24, dtype=np.float64)}, "q is of type <f8"),
+        ({"q": device(1, 4, 2, 24, dtype=np.float64)}, "q is fp64"),
         ({"dtype": "bf16"}, "leave it out"),
         ({"stream": "main"}, "stream is a str"),
         ({"q": 3}, "q is a int"),
@@ -449,11 +459,11 @@ def test_dlpack_capsules_are_read_in_place() -> None:
     seen = read_capsule(tensor.__dlpack__(), "q")
     assert (seen.pointer, seen.shape, seen.strides, seen.element) == (tensor.data_ptr(), (2, 2, 8), (24, 8, 1), "bf16")
     capsule = tensor.__dlpack__()
-    views._Tensor.from_address(views._capsule_pointer(capsule, b"dltensor")).byte_offset = 32
+    dlpack.Tensor.of(capsule).byte_offset = 32
     assert read_capsule(capsule, "q").pointer == tensor.data_ptr() + 32
-    assert read_capsule(torch.zeros(3, dtype=torch.bool).__dlpack__(), "region").element == "uint8"
-    with pytest.raises(UsageError, match="type code 0 with 64 bits"):
-        read_capsule(torch.zeros(3, dtype=torch.int64).__dlpack__(), "q")
+    assert read_capsule(torch.zeros(3, dtype=torch.bool).__dlpack__(), "region").element == "bool"
+    with pytest.raises(UsageError, match="type code 5 with 64 bits"):
+        read_capsule(torch.zeros(3, dtype=torch.complex64).__dlpack__(), "q")
     with pytest.raises(UsageError, match="q is not on a CUDA device"):
         view(tensor, "q")
 
@@ -540,67 +550,17 @@ def test_error_codes_become_errors(tmp_path: Path, code: int, kind: type[FaceSDK
 # -- memory without torch -------------------------------------------------------------------------------------------
 
 
-class FakeRuntime:
-    """cuda.bindings.runtime on host memory."""
-
-    cudaMemcpyKind = types.SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
-
-    def __init__(self, error: int = 0) -> None:
-        self.error, self.held, self.freed = error, dict[int, Any](), list[int]()
-
-    def cudaMalloc(self, nbytes: int) -> tuple[Any, int]:  # noqa: N802
-        room = np.zeros(nbytes + 16, np.uint8)
-        address = room.ctypes.data + -room.ctypes.data % 16
-        self.held[address] = room
-        return self._code(), address
-
-    def cudaFree(self, address: int) -> tuple[Any]:  # noqa: N802
-        self.freed.append(address)
-        return (self._code(),)
-
-    def cudaMemcpy(self, target: int, source: int, nbytes: int, kind: int) -> tuple[Any]:  # noqa: N802
-        ctypes.memmove(target, source, nbytes)
-        return (self._code(),)
-
-    def cudaDeviceSynchronize(self) -> tuple[Any]:  # noqa: N802
-        return (self._code(),)
-
-    def _code(self) -> Any:
-        error = self.error
-
-        class Code(int):
-            name = f"cudaError{error}"
-
-        return Code(error)
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    fake = FakeCuda().install(monkeypatch)
+    yield fake
+    fake.check()
 
 
-def test_device_arrays_hold_what_was_put_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = FakeRuntime()
-    monkeypatch.setattr(memory, "runtime", lambda: cuda)
+def test_device_arrays_go_through_the_kernel(cuda: FakeCuda) -> None:
     values = np.random.default_rng(0).normal(size=(1, 5, 2, 24)).astype(np.float32)
     arrays = [DeviceArray.of(values, "bf16") for _ in range(3)]
     out = attention(*arrays, kernels=HostKernels())  # type: ignore[arg-type]
     coarse = bfloat16.rounded(values)
     np.testing.assert_array_equal(out.numpy(), Emulator("bf16")(Operands(coarse, coarse, coarse), 24**-0.5))
-    half = DeviceArray.of(values.astype(np.float16))
-    assert half.__cuda_array_interface__["typestr"] == "<f2"
-    assert not hasattr(out, "__cuda_array_interface__")
-    with pytest.raises(UsageError, match="float64"):
-        DeviceArray.of(values.astype(np.float64))
-    before = half.pointer
-    del half
-    assert cuda.freed == [before]
-
-
-@pytest.mark.parametrize(("error", "kind"), [(35, ProviderUnavailable), (2, EngineError)])
-def test_errors_of_the_runtime_are_told(error: int, kind: type[FaceSDKError], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "runtime", lambda: FakeRuntime(error))
-    with pytest.raises(kind, match=f"cudaError{error}"):
-        DeviceArray((2, 2), "fp16")
-
-
-def test_missing_cuda_python_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    memory.runtime.cache_clear()
-    with pytest.raises(MissingDependency, match="pip install cuda-python"):
-        DeviceArray((2, 2), "fp16")
+    assert cuda.used == 4 * out.nbytes

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import logging
 import math
 import os
+import pickle
 import random
 import statistics
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
-from facesdk import machine, measurement
+from facesdk import machine, measurement, measurement_gpu, nvidia
 from facesdk.bench import Limits, Statistics, example_inputs, example_shapes, percentile, rows, time_calls
-from facesdk.engine import Engine, Tensor
-from facesdk.errors import EngineError, EngineUnreadable, ProviderUnavailable, UsageError
+from facesdk.cuda import runtime
+from facesdk.cuda.memory import Buffer
+from facesdk.engine import GPUS, Engine, Tensor
+from facesdk.errors import EngineError, EngineUnreadable, MissingDependency, ProviderUnavailable, UsageError
 from facesdk.measurement import Job, measure_apart
 from facesdk.verify import compare, deviation
+from tests import plan_bundles, trt_execution
+from tests.cuda_fake import FakeCuda, cudaError_t
 
 QUICK = Limits(warmup_ms=0, iterations=3, duration=0)
 
@@ -261,6 +269,202 @@ def test_what_lies_in_the_working_folder_is_not_imported(save_graph, tmp_path, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     assert measure_apart(Job("relu", path, device="cpu", limits=QUICK)).statistics.calls == 3
+
+
+# -- GPUs, which only seem to be here: the fake engine computes on the processor, CUDA's memory is the host's ------
+
+
+class OnGpu:
+    """An engine that calls itself one of a GPU, keeps what it was prepared with, and takes 8 MB there."""
+
+    def __init__(self, path, device):
+        self._engine, self._buffer = Engine.open(path, "cpu"), Buffer(8_000_000)
+        self.device, self.description, self.reason = device, "a fake", "asked for"
+        self.path, self.card, self.inputs = path, self._engine.card, self._engine.inputs
+        self.calls, self.prepared = 0, 0
+
+    def __call__(self, **arrays):
+        self.calls += 1
+        time.sleep(0.002)  # transfers
+        return self._engine(**arrays)
+
+    def prepare(self, **arrays):
+        assert all(isinstance(array, np.ndarray) for array in arrays.values())
+        logging.getLogger("facesdk").info("plain launches: the fake has no graphs")
+
+        def once():
+            self.prepared += 1
+            logging.getLogger("facesdk").info("plain launches: the fake has no graphs")
+
+        return once
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._buffer.close()
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Opening on a GPU succeeds; the engines that were opened there."""
+    real, opened = Engine.open, []
+
+    def open_(path, device="auto", **options):
+        if device not in GPUS:
+            return real(path, device, **options)
+        logging.getLogger("facesdk").info("relu runs on a fake")
+        logging.getLogger("facesdk").warning("the processor runs NonZero")
+        opened.append(OnGpu(path, device))
+        return opened[-1]
+
+    monkeypatch.setattr(Engine, "open", open_)
+    return opened
+
+
+@pytest.fixture
+def relu(save_graph):
+    return save_graph([("Relu", ["x"], ["y"])], {"x": ["n", 4]}, {"y": ["n", 4]})
+
+
+@pytest.mark.parametrize("device", GPUS)
+def test_a_gpu_is_measured_without_transfers_and_with_them(relu, on_gpu, monkeypatch, device):
+    cuda = FakeCuda().install(monkeypatch)
+    found = measurement.measure(Job("relu", relu, device=device, limits=QUICK))
+    (engine,) = on_gpu
+    assert (engine.prepared, engine.calls) == (4, 4)  # one call each that is not counted
+    assert found.gpu_memory_mb == pytest.approx(8, abs=0.1)
+    assert found.remarks == ("the processor runs NonZero", "plain launches: the fake has no graphs")
+    excluded, included = found.lines()
+    assert (excluded.transfers, included.transfers) == ("excluded", "included")
+    assert excluded.statistics.max_ms < 2 <= included.statistics.min_ms
+    assert excluded.load_ms == included.load_ms
+    assert excluded.resident is included.resident is None
+    assert logging.getLogger("facesdk").level == logging.NOTSET
+    cuda.check()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_plan_is_measured_as_it_runs(save_graph, tmp_path, monkeypatch, precision):
+    """FaceSDK's own backend, on stand-ins of TensorRT and CUDA that compute."""
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    half = trt_execution.install(monkeypatch)
+    bundle = plan_bundles.make_bundle(save_graph, tmp_path / "demo")
+    plan_bundles.put_plan(bundle.folder / {"fp32": "step.onnx", "fp16": "step.fp16.onnx"}[precision])
+    job = Job("demo/step", bundle.folder, "step", "tensorrt", precision, batch=2, limits=QUICK)
+    found = measurement.measure(job)
+    assert (found.device, found.shapes, found.remarks) == ("tensorrt", {"x": (2, 4)}, ())
+    assert [line.transfers for line in found.lines()] == ["excluded", "included"]
+    assert found.gpu_memory_mb > 0
+    assert [deviation.output for deviation in found.deviations] == (["vector", "score"] if precision == "fp16" else [])
+    assert all(deviation.max_abs < 0.01 for deviation in found.deviations)
+    half.check()
+
+
+def test_a_processor_has_one_line_without_transfers(relu):
+    found = measurement.measure(Job("relu", relu, device="cpu", limits=QUICK))
+    assert found.lines() == (found,)
+    assert (found.transfers, found.resident, found.gpu_memory_mb, found.remarks) == ("", None, None, ())
+
+
+def test_a_gpus_memory_is_not_told_without_cuda_python(relu, on_gpu, monkeypatch):
+    FakeCuda().install(monkeypatch)
+
+    def missing():
+        raise MissingDependency("memory on the GPU needs cuda-python", remedy="pip install cuda-python")
+
+    monkeypatch.setattr(runtime, "memory_mb", missing)
+    assert measurement.measure(Job("relu", relu, device="cuda", limits=QUICK)).gpu_memory_mb is None
+
+
+@pytest.mark.parametrize(("device", "reference"), [("cuda", "cuda"), ("tensorrt", "cpu"), ("tensorrt-rtx", "cpu")])
+def test_a_plan_is_compared_with_fp32_on_the_processor(relu, on_gpu, monkeypatch, device, reference):
+    FakeCuda().install(monkeypatch)
+    found = measurement.measure(Job("relu", relu, device=device, precision="fp16", limits=QUICK))
+    assert found.reference == reference
+    assert [engine.device for engine in on_gpu] == [device] * (2 if reference == device else 1)
+    assert found.deviations[0].max_abs == 0
+
+
+class Waiting:
+    """The part of cuda-python that says how to wait, and when it was told."""
+
+    cudaDeviceScheduleSpin = 1  # noqa: N815
+
+    def __init__(self, code=0):
+        self.told, self._code = [], code
+
+    def cudaSetDeviceFlags(self, flags):  # noqa: N802
+        self.told.append(flags)
+        return (cudaError_t(self._code),)
+
+
+def ask(job, work=measurement.measure):
+    """What the child answers."""
+    answer = io.BytesIO()
+    answer.close = lambda: None
+    measurement.serve(io.BytesIO(pickle.dumps((work, job))), answer)
+    return pickle.loads(answer.getvalue())
+
+
+def test_the_child_spins_before_anything_touches_the_gpu(relu, monkeypatch):
+    waiting = Waiting()
+    monkeypatch.setattr(runtime, "bindings", lambda: waiting)
+
+    def used(device):
+        assert waiting.told == [1]
+        raise EngineError("far enough")
+
+    monkeypatch.setattr(measurement, "used_mb", used)
+    assert ask(Job("relu", relu, device="tensorrt", limits=QUICK)).fact == "far enough"
+    monkeypatch.undo()
+    assert ask(Job("relu", relu, device="cpu", limits=QUICK)).spin_wait is None
+
+
+@pytest.mark.parametrize(("code", "spins"), [(0, True), (35, False)])
+def test_whether_the_child_spins_is_told(relu, on_gpu, monkeypatch, code, spins):
+    FakeCuda().install(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "bindings", lambda: Waiting(code))
+        assert measurement_gpu.wait_by_spinning() is spins
+    monkeypatch.setattr(measurement, "wait_by_spinning", lambda: spins)
+    assert ask(Job("relu", relu, device="cuda", limits=QUICK)).spin_wait is spins
+
+
+def test_plans_are_looked_for_where_the_job_says(relu, monkeypatch, tmp_path):
+    (tmp_path / "bundle.toml").write_text(
+        f'[bundle]\nname = "one"\nsystem = "test"\nlicence = "MIT"\n[engines]\nrelu = {{ default = "{relu.name}" }}\n'
+    )
+    asked = []
+    monkeypatch.setattr(Engine, "open", lambda path, device, **options: asked.append(options["plans"]))
+    Job("relu", relu, device="tensorrt", plans=tmp_path / "plans").open()
+    Job("relu", relu.parent, engine="relu", device="tensorrt", plans=tmp_path / "plans").open()
+    Job("relu", relu, device="tensorrt").open()
+    assert asked == [tmp_path / "plans"] * 2 + [None]
+
+
+def test_a_plan_runs_once_before_it_is_measured(relu, on_gpu, monkeypatch):
+    """What a plan does once on a GPU is in no figure."""
+    asked = []
+    monkeypatch.setattr(measurement, "_in_child", lambda work, job: asked.append((work.__name__, job.device)))
+    for device in ("cpu", "cuda", "tensorrt", "tensorrt-rtx"):
+        measure_apart(Job("relu", relu, device=device))
+    assert asked == [
+        ("measure", "cpu"), ("measure", "cuda"),
+        ("_run_once", "tensorrt"), ("measure", "tensorrt"), ("_run_once", "tensorrt-rtx"), ("measure", "tensorrt-rtx"),
+    ]  # fmt: skip
+    FakeCuda().install(monkeypatch)
+    assert ask(Job("relu", relu, device="tensorrt"), measurement._run_once) is None
+    assert [(engine.prepared, engine.calls) for engine in on_gpu] == [(1, 0)]
+
+
+@pytest.mark.parametrize("device", GPUS)
+def test_a_gpu_that_is_not_here_is_an_error_of_the_child(relu, device):
+    if nvidia.driver() is not None:
+        pytest.skip("an NVIDIA driver is here")
+    with pytest.raises((ProviderUnavailable, MissingDependency)) as caught:
+        measure_apart(Job("relu", relu, device=device, limits=QUICK))
+    assert caught.value.remedy
 
 
 # -- the machine ------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def example(
         pairs, row = ContextKeys(unet)(text), TimeRows(unet)(torch.tensor([TIMESTEP]))[0]
     latent = (n, 4, *size)
     inputs = {
-        "bank": normal(n, memory, *latent[1:]), "scale": torch.tensor(0.7, dtype=torch.float64), "time": row,
+        "bank": normal(n, memory, *latent[1:]), "scale": torch.tensor([0.7], dtype=torch.float64), "time": row,
         "matrix": normal(memory, memory + 2), "weights": normal(conditions), "noise": normal(*latent),
         "level": normal(2), "blend_noise": normal(*latent), "known": normal(*latent),
         "mask": (normal(n, 1, *size) > 0).double(), **dict(zip(context_names(unet), pairs, strict=True)),
@@ -251,7 +251,7 @@ def test_the_sdk_reads_every_form(folder: Path) -> None:
         assert card.deviation["next_bank"] < 1e-5
         assert card.example_shapes["bank"] == (4, 3, 4, 6, 10)
         assert [str(value) for value in graph.inputs[:4]] == [
-            "bank float32[n, k, 4, h, w]", "scale float32[]", "time float32[104]", "matrix float32[k, k + 2]",
+            "bank float32[n, k, 4, h, w]", "scale float32[1]", "time float32[104]", "matrix float32[k, k + 2]",
         ]  # fmt: skip
         assert b"denoising_step.py" not in path.read_bytes()  # the exporter notes where every node comes from
 

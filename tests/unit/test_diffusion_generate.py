@@ -125,8 +125,11 @@ def test_a_picture_has_the_same_bits_in_any_batch(networks: DiffusionNetworks, b
     assert len({latent.tobytes() for latent in made.latents}) == 4
 
 
-@pytest.mark.parametrize(("device", "sizes"), [("cpu", [1, 1, 1]), ("openvino", [1, 1, 1]), ("cuda", [3])])
-def test_all_pictures_go_at_once_on_cuda_only(
+@pytest.mark.parametrize(
+    ("device", "sizes"),
+    [("cpu", [1, 1, 1]), ("openvino", [1, 1, 1]), ("cuda", [3]), ("tensorrt", [3]), ("tensorrt-rtx", [3])],
+)
+def test_all_pictures_go_at_once_on_gpus_only(
     networks: DiffusionNetworks, monkeypatch: pytest.MonkeyPatch, device: str, sizes: list[int]
 ) -> None:
     seen, scan = [], networks.scan
@@ -394,11 +397,12 @@ def test_options_are_numbers_of_numpy_too(networks: DiffusionNetworks) -> None:
         ({"negative": None}, "a prompt is a NoneType"),
     ],
 )
-def test_nothing_opens_for_what_cannot_be(diffusion_bundle: Bundle, options: dict[str, Any], words: str) -> None:
-    with DiffusionNetworks(diffusion_bundle, "cpu") as networks:
-        with pytest.raises(UsageError, match=words):
-            generate(networks, PROMPT, options=GenerateOptions(**options))
-        assert not networks.engines.opened
+def test_nothing_opens_for_what_cannot_be(
+    diffusion_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setattr(Bundle, "open", lambda self, engine, *args, **more: pytest.fail(f"{engine} was opened"))
+    with DiffusionNetworks(diffusion_bundle, "cpu") as networks, pytest.raises(UsageError, match=words):
+        generate(networks, PROMPT, options=GenerateOptions(**options))
 
 
 def test_other_arguments_that_cannot_be(networks: DiffusionNetworks) -> None:

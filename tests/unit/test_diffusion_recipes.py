@@ -22,6 +22,8 @@ pytest.importorskip("diffusers", reason="Stable Diffusion's networks need diffus
 
 from facesdk_export.bundles import export  # noqa: E402
 from facesdk_export.networks import MSID, MappingNetwork  # noqa: E402
+from facesdk_export.recipes import stable_diffusion as recipe  # noqa: E402
+from tests.engine_calls import assert_all_said, assert_served, recorded  # noqa: E402
 from tests.unit.clip_table import write_table  # noqa: E402
 from tests.unit.stable_diffusion_files import weights, write_folder  # noqa: E402
 
@@ -91,6 +93,34 @@ def test_a_person_enters_the_picture(bundle: Bundle, method: Any, prompt: str) -
     assert pictures[0].shape == (1, 64, 64, 3)
     assert (pictures[0] != pictures[1]).any()
     np.testing.assert_array_equal(again.images[:1], pictures[0])
+
+
+def test_plans_serve_every_call(bundle: Bundle) -> None:
+    """Defaults; pictures of one batch, as on a GPU; what samplers remember; no guidance; pictures as conditions."""
+    assert_all_said(bundle)
+    photo = np.random.default_rng(3).integers(0, 256, (24, 16, 3), np.uint8)
+    settings = {
+        "defaults": {}, "batch": {"images": 4, "batch": 4, "steps": 1}, "unguided": {"guidance": 1.0, "steps": 1},
+        "two": {"method": "mf2d", "steps": 1}, "previews": {"scheduler": "plms", "steps": 6},
+    }  # fmt: skip
+    with DiffusionNetworks(bundle, "cpu") as networks, recorded() as calls:
+        face = np.random.default_rng(4).integers(0, 256, (networks.encoder.size,) * 2 + (3,), np.uint8)
+        who = Identity(networks.encoder.vectors([face])[0], networks.encoder.space)
+        for name, options in settings.items():
+            asked = GenerateOptions(**options)
+            faces = {"f": networks.face_tokens(who, "mf2d" if name == "two" else "f2d")}
+            prompt = "f eating" if name == "two" else "f l eating"
+            generate(networks, prompt, faces, asked, on_preview=lambda *_: None, preview_every=2 * (name == "previews"))
+        for mask in (None, np.ones(photo.shape[:2], bool)):
+            generate(networks, "eating", None, GenerateOptions(images=2, steps=2), image=photo, mask=mask)
+    assert_served(bundle, calls, bundle.engine_names)
+    assert max(call.shapes["bank"][1] for call in calls if call.engine == "step") == 6
+
+
+def test_plans_of_the_published_sizes() -> None:
+    known = {"size": 512, "cell": 8}
+    assert recipe._sides(known) == {"height": (8, 64, 96), "width": (8, 64, 96)}
+    assert recipe._sides(known, 8)["width"] == (64, 512, 768)
 
 
 def test_half_precision_forms(files: dict[str, Path], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 PACKAGES = {"facesdk": "sdk", "facesdk_engines": "engines", "facesdk_export": "export"}
 FENCE = re.compile(r"^(<!-- run -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([\w./-]+\.md)")
-SECTION = re.compile(r"^#+ `facesdk ([\w ]+)`\n(.*?)(?=^#|\Z)", re.MULTILINE | re.DOTALL)
+SECTION = re.compile(r"^#+ `facesdk ([\w -]+)`\n(.*?)(?=^#|\Z)", re.MULTILINE | re.DOTALL)
 OF_EVERY_VERB = {"--help", "--json", "--verbose"}  # documented once, above the verbs
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from facesdk.backends import Source, choice
+from facesdk.backends import Source, choice, onnxruntime_cuda
 from facesdk.card import Card
-from facesdk.engine import Engine
+from facesdk.cuda.memory import DeviceArray
+from facesdk.engine import Engine, Tensor, prepared
 from facesdk.errors import (
     EngineClosed,
     EngineError,
@@ -24,6 +25,7 @@ from facesdk.errors import (
     ProviderUnavailable,
     UsageError,
 )
+from tests.cuda_fake import FakeCuda
 
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
 
@@ -98,6 +100,115 @@ def test_large_finite_values_are_neither_refused_nor_warned_of(engine):
     np.testing.assert_array_equal(engine(x=huge, y=-huge)["z"], 0)
 
 
+def test_what_is_prepared_runs_on_copies(engine):
+    x = ones(2, 3)
+    again = engine.prepare(x=x, y=x)
+    x[:] = np.nan
+    assert again() is None
+    with pytest.raises(EngineInputError, match="input x holds 6 NaN"):
+        engine.prepare(x=x, y=x)
+
+
+def test_prepared_arrays_are_copies():
+    seen, x = [], ones(3)
+    once = prepared(lambda arrays: seen.append(arrays["x"].sum()), {"x": x})
+    x[:] = 0
+    once()
+    once()
+    assert seen == [3, 3]
+
+
+# -- arrays on a GPU ------------------------------------------------------------------------------------------
+
+
+class OnGpu:
+    """A backend that keeps what it was given."""
+
+    device, description, outputs = "tensorrt", "none", ()
+    inputs = (Tensor("x", ("n", 3), np.dtype(np.float32)), Tensor("y", ("n", 3), np.dtype(np.float32)))
+
+    def run(self, arrays):
+        self.got = arrays
+        return {"z": "on the GPU"}
+
+    def prepare(self, arrays):
+        return lambda: self.run(arrays)
+
+    def close(self):
+        pass
+
+
+class Foreign:
+    """An array of another package on a GPU."""
+
+    def __init__(self, shape, typestr="<f4", strides=None):
+        facts = {"shape": shape, "typestr": typestr, "data": (4096, False), "version": 3, "strides": strides}
+        self.__cuda_array_interface__ = facts
+
+
+class Dlpack:
+    """One that tells where it lies through DLPack, and cannot be exported."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def __dlpack_device__(self):
+        return self.device, 0
+
+    def __dlpack__(self, stream=None):
+        raise BufferError("it needs its gradient")
+
+
+@pytest.fixture
+def on_gpu(tmp_path):
+    return Engine(OnGpu(), Card(), tmp_path / "add.onnx", "test")
+
+
+def test_arrays_on_a_gpu_reach_its_backend_as_they_are(on_gpu):
+    foreign = Foreign((2, 3))
+    assert on_gpu(x=foreign, y=ones(2, 3)) == {"z": "on the GPU"}
+    assert on_gpu._backend.got["x"] is foreign
+    on_gpu.prepare(x=foreign, y=ones(2, 3))()
+
+
+def test_device_arrays_of_ours_fit(on_gpu, monkeypatch):
+    fake = FakeCuda().install(monkeypatch)
+    array = DeviceArray.of(ones(2, 3))
+    on_gpu(x=array, y=array)
+    wrong = DeviceArray.of(ones(2, 3), "bf16")
+    with pytest.raises(EngineInputError, match="input x is bfloat16; float32 is wanted"):
+        on_gpu(x=wrong, y=array)
+    on_gpu._backend.got = None
+    del array, wrong
+    fake.check()
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (Foreign((2, 4)), "input x has shape (2, 4)"), (Foreign((5, 3)), "input y has shape (2, 3)"),
+        (Foreign((2, 3), "<f2"), "input x is float16; float32 is wanted"),
+        (Foreign((2, 3), "<c8"), "input x is of type <c8"),
+        (Foreign((2, 3), strides=(4, 8)), "input x on the GPU has strides (1, 2) for shape (2, 3)"),
+        (Dlpack(2), "input x cannot be read: it needs its gradient"),
+        (Dlpack(1), "input x is a Dlpack, no array; float32 is wanted"),
+        ([[1.0]], "input x is a list, no array"),
+    ],
+)  # fmt: skip
+def test_arrays_on_a_gpu_that_do_not_fit(on_gpu, x, says):
+    with pytest.raises(EngineInputError) as caught:
+        on_gpu(x=x, y=ones(2, 3))
+    assert says in caught.value.fact
+    assert caught.value.remedy
+
+
+def test_arrays_on_a_gpu_are_not_for_processors(engine):
+    for call in (engine, engine.prepare):
+        with pytest.raises(EngineInputError, match=r"input x lies on a GPU, add\.onnx runs on cpu") as caught:
+            call(x=Foreign((2, 3)), y=ones(2, 3))
+        assert "NumPy array" in caught.value.remedy
+
+
 # -- scan: the checks; what it computes is tested on every backend ---------------------------------------------
 
 
@@ -129,6 +240,11 @@ def test_scans_that_cannot_run_are_refused(step, carry, xs, constants, says):
     with pytest.raises(EngineInputError) as caught:
         step.scan(carry, xs, constants)
     assert says in caught.value.fact
+
+
+def test_scans_take_arrays_of_the_host(step):
+    with pytest.raises(EngineInputError, match="input s lies on a GPU"):
+        step.scan({"s": Foreign((2,))}, {"t": ones(3)}, {"c": ones(2)})
 
 
 def test_a_carry_fed_by_another_dtype_is_refused(save_graph):
@@ -203,6 +319,16 @@ def test_a_form_for_a_device_and_a_precision_goes_first(tmp_path):
     ]  # fmt: skip
 
 
+def test_both_libraries_of_tensorrt_read_its_form(tmp_path):
+    forms = {name: tmp_path / name for name in ("fp16", "tensorrt", "tensorrt-fp16", "cuda-fp16")}
+    full = Source(tmp_path / "default", forms, None)
+    half = dataclasses.replace(full, precision="fp16").in_precision()
+    for device in ("tensorrt", "tensorrt-rtx"):
+        assert (full.path_for(device).name, half.path_for(device).name) == ("tensorrt", "tensorrt-fp16")
+    assert (half.path_for("cpu").name, half.path_for("cuda").name) == ("fp16", "cuda-fp16")
+    assert (full.reference, half.reference) == (None, tmp_path / "default")
+
+
 def test_the_form_for_fp32_is_what_runs(add, save_graph):
     pytest.importorskip("openvino", reason="openvino is not installed")
     form = save_graph([("Sub", ["x", "y"], ["z"])], {"x": ["n", 3], "y": ["n", 3]}, {"z": ["n", 3]}, name="sub")
@@ -216,7 +342,7 @@ def test_options_without_meaning(add, options):
         Engine.open(add, **options)
 
 
-@pytest.mark.parametrize("device", ["cpu", "auto", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", "auto", "cuda", "tensorrt", "tensorrt-rtx"])
 def test_bf16_needs_openvino(add, device):
     with pytest.raises(UsageError, match='ask for device="openvino"'):
         Engine.open(add, device, precision="bf16")
@@ -239,7 +365,9 @@ def test_cuda_by_name_is_refused_at_once_where_it_is_not(add):
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this ONNX Runtime has CUDA"
 )
 def test_a_silent_fallback_to_the_cpu_is_an_error(add, monkeypatch):
+    monkeypatch.setattr("facesdk.backends.onnxruntime_cuda.first_gpu", lambda: None)  # as if one were here
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime_cuda, "require", lambda: None)
     with pytest.raises(ProviderUnavailable, match="fell back to CPUExecutionProvider"):
         Engine.open(add, "cuda")
 
@@ -257,7 +385,7 @@ def test_auto_without_openvino_is_the_cpu_and_says_why(add, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else found(name))
     with Engine.open(add) as engine:
         assert engine.device == "cpu"
-        assert engine.reason == "auto: the only backend here; openvino is not installed"
+        assert engine.reason.startswith("auto: the only backend here; openvino is not installed; no NVIDIA ")
 
 
 def test_auto_with_a_broken_openvino_is_the_cpu_and_says_why(add, monkeypatch, tmp_path):

@@ -21,7 +21,8 @@ from facesdk.face import Face
 from facesdk.files import sha256
 from facesdk.store import Store
 from facesdk.swap.networks import SwapNetworks
-from facesdk.swap.swapper import Swapper
+from facesdk.swap.swapper import SwapOptions, Swapper
+from tests.engine_calls import assert_all_said, assert_served, recorded
 from tests.photos import astronaut, stranger
 
 torch = pytest.importorskip("torch", reason="the export room needs torch")
@@ -207,6 +208,18 @@ def test_a_picture_is_swapped_with_what_was_exported(
     weight = result.pasted.mask_full()
     np.testing.assert_array_equal(result.picture[weight == 0], astronaut()[weight == 0])
     assert face.presence > 0.9
+
+
+def test_plans_serve_every_swap(exported: tuple[Bundle, dict[str, Any]], swap_store: Store) -> None:
+    bundle = exported[0]
+    assert_all_said(bundle)
+    with FaceSDK("cpu", threads=1, store=swap_store, swapper=bundle.folder) as sdk:
+        sdk.annotate(astronaut())  # its engines are another bundle's
+        with recorded() as calls:
+            source = sdk.swap_source(stranger())
+            for options in (SwapOptions(), SwapOptions(strength=0.5, boost=2)):
+                sdk.swap(source, astronaut(), options=options)
+    assert_served(bundle, [call for call in calls if call.engine in bundle.engine_names], bundle.engine_names)
 
 
 def test_an_empty_folder_is_filled_and_parents_are_made(scale_file: Path, tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ VARIANTS = {(dtype, dim, q) for dtype in (0, 1) for dim in HEAD_DIMS for q in (6
 REGISTERS = 65536  # of a multiprocessor
 THREADS = 128
 
+#: those whose two stages of keys stay within 48 KB
+IMAGES = sorted((dim, queries) for dtype, dim, queries in VARIANTS if dtype == 0 and dim != 96)
+
 KERNEL = re.compile(r"attention_kernelILi(?P<dtype>\d)ELi(?P<dim>\d+)ELi(?P<queries>\d+)E")
 
 
@@ -140,3 +143,47 @@ def products(dim: int, queries: int) -> int:
     """Matrix instructions of one tile of keys and one warp: none for padding."""
     keys, steps = (32 if dim > 96 else 64), -(-dim // 16)
     return queries // 64 * (keys // 8 * steps + keys // 16 * (dim // 8))
+
+
+# -- images of ahead-of-time plugins --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], tuple[str, str]]:
+    """PTX, and what ptxas says of it for ARCHITECTURE, by head dim and queries of a thread block; fp16."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    folder = tmp_path_factory.mktemp("images")
+
+    def compile_image(size: tuple[int, int]) -> tuple[str, str]:
+        dim, queries = size
+        ptx = folder / f"{dim}_{queries}.ptx"
+        macros = {"DTYPE": 0, "DIM": dim, "QUERIES": queries, "ENTRY": f"image_{dim}_{queries}"}
+        words = [f"-DFACESDK_{name}={value}" for name, value in macros.items()]
+        source = str(SOURCES.parent / "plugin" / "image.cu")
+        make = ["nvcc", "-std=c++17", "-O3", "-arch=compute_80", "-ptx", *words, source, "-o", str(ptx)]
+        for_gpu = ["ptxas", "-v", f"-arch=sm_{ARCHITECTURE}", str(ptx), "-o", str(ptx.with_suffix(".cubin"))]
+        done = [subprocess.run(each, capture_output=True, text=True, check=False) for each in (make, for_gpu)]
+        assert [each.returncode for each in done] == [0, 0], done
+        return ptx.read_text(), done[1].stderr + done[1].stdout
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(IMAGES, pool.map(compile_image, IMAGES), strict=True))
+
+
+def test_images_take_pointers_and_integers(images: dict[tuple[int, int], tuple[str, str]]) -> None:
+    assert len(images) == 13
+    for (dim, queries), (ptx, _) in images.items():
+        (parameters,) = re.findall(r"\.visible \.entry (\w+)\((.*?)\)", ptx, re.DOTALL)
+        assert parameters[0] == f"image_{dim}_{queries}"
+        kinds = re.findall(r"\.param \.(\w+)", parameters[1])
+        assert kinds == ["u64"] * 3 + ["u32"] * 3 + ["u64"]
+        assert ".target sm_80" in ptx
+        assert ".local" not in ptx
+
+
+def test_images_keep_everything_in_registers(images: dict[tuple[int, int], tuple[str, str]]) -> None:
+    for size, (_, report) in images.items():
+        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in report, size
+        (registers,) = re.findall(r"Used (\d+) registers", report)
+        assert 2 * THREADS * -(-int(registers) // 8) * 8 <= REGISTERS, size

@@ -33,7 +33,7 @@ def step(save_graph: Any) -> Path:
         ("Relu", ["features_2"], ["y"]),
     ]
     weights = {name: RNG.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
-    inputs = {"bank": [1, 2, 4, 4], "scale": [], "weights": [1]}
+    inputs = {"bank": [1, 2, 4, 4], "scale": [1], "weights": [1]}
     return save_graph(nodes, inputs, {"y": [1, 2, 4, 4]}, weights=weights)
 
 

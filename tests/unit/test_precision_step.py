@@ -41,7 +41,7 @@ def inputs(unet: Any) -> dict[str, Any]:
     latent, names = (2, 4, 8, 6), context_names(unet)
     keys = ContextKeys(unet)(torch.randn(2, 5, 12, generator=generator))
     given = {
-        "bank": torch.randn(2, 2, *latent[1:], generator=generator) * 14.6, "scale": torch.tensor(0.0684),
+        "bank": torch.randn(2, 2, *latent[1:], generator=generator) * 14.6, "scale": torch.tensor([0.0684]),
         "time": TimeRows(unet)(torch.tensor([901.3]))[0], "matrix": torch.tensor([[1.0, 0, -1.3, 0.7], [0, 0, 1, 0]]),
         "weights": torch.tensor([-6.0, 7.0]), "noise": torch.randn(latent, generator=generator),
         "level": torch.tensor([1.0, 14.6]), "blend_noise": torch.randn(latent, generator=generator),

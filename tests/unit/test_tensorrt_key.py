@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from facesdk.errors import EngineError, EngineUnreadable, ModelNotFound
+from facesdk.errors import EngineError, EngineStale, EngineUnreadable, ModelNotFound
 from facesdk.files import sha256
 from facesdk.plans.key import Here, Key, check, files_of, read_key, side_car, write_key
 
@@ -53,7 +53,7 @@ def test_what_is_not_known_here_is_not_compared(plan: Path) -> None:
         (Here("1.8.0"), "tensorrt_rtx 1.7.1 built it, 1.8.0 is here"),
         (Here("1.7.1", "9.0"), "it runs on compute capability 8.6, 8.9, this GPU has 9.0"),
         (Here("1.7.1", files={"step.onnx.data": "cc"}), "step.onnx.data has changed"),
-        (Here("1.7.1", kernel="dd"), "it was built with another kernel library"),
+        (Here("1.7.1", kernel="dd"), "it was built with another plugin library"),
     ],
 )
 def test_each_difference_is_named_with_the_command(plan: Path, here: Here, said: str) -> None:
@@ -61,7 +61,14 @@ def test_each_difference_is_named_with_the_command(plan: Path, here: Here, said:
     with pytest.raises(EngineError, match="built for something else") as caught:
         check(plan, here)
     assert caught.value.cause == said
-    assert caught.value.remedy == COMMAND
+    assert caught.value.remedy == COMMAND + (" --gpus 8.6,8.9,9.0" if here.capability else "")
+
+
+def test_gpus_are_added_to_those_of_the_command(plan: Path) -> None:
+    write_key(plan, key_of(plan, command=f"{COMMAND} --gpus 8.6,8.9 --level 1"))
+    with pytest.raises(EngineStale) as caught:
+        check(plan, Here("1.7.1", "12.0"))
+    assert caught.value.remedy == f"{COMMAND} --level 1 --gpus 8.6,8.9,12.0"
 
 
 def test_all_differences_at_once(plan: Path) -> None:
@@ -76,6 +83,19 @@ def test_plans_for_later_versions_and_gpus(plan: Path) -> None:
     check(plan, Here("2.0", "12.0"))
     with pytest.raises(EngineError, match=r"every GPU from 8\.0 on, this GPU has 7\.5"):
         check(plan, Here("2.0", "7.5"))
+
+
+def test_a_plan_for_one_model_of_gpu(plan: Path) -> None:
+    facts = {"device": "tensorrt", "capabilities": ("8.6",), "gpu": "NVIDIA RTX A6000"}
+    here = Here("1.7.1", "8.6", gpu="NVIDIA GeForce RTX 3090")
+    write_key(plan, key_of(plan, hardware="capability", **facts))
+    check(plan, here)
+    write_key(plan, key_of(plan, **facts))
+    check(plan, dataclasses.replace(here, gpu="NVIDIA RTX A6000"))
+    with pytest.raises(EngineStale, match="built for NVIDIA RTX A6000 alone, this is NVIDIA GeForce RTX 3090"):
+        check(plan, here)
+    write_key(plan, key_of(plan, **{**facts, "device": "tensorrt-rtx"}))
+    check(plan, here)
 
 
 def test_a_truncated_plan_is_found_without_reading_it(plan: Path) -> None:

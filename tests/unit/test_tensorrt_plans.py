@@ -25,8 +25,8 @@ from facesdk.errors import (
     UsageError,
 )  # fmt: skip
 from facesdk.files import sha256
+from facesdk.nvidia import Driver, Gpu
 from facesdk.plans import gpu, library
-from facesdk.plans.gpu import Gpu
 from facesdk.plans.key import read_key, side_car
 from facesdk_engines import cli_build
 from facesdk_engines.tensorrt import plans
@@ -36,7 +36,7 @@ from facesdk_engines.tensorrt.options import BuildOptions
 from facesdk_engines.tensorrt.progress import OnProgress
 from tests.trt_stub import Stub
 
-H200 = Gpu("NVIDIA H200", "9.0")
+H200 = Gpu("NVIDIA H200", "9.0", 143_771)
 MakeBundle = Callable[..., Bundle]
 
 
@@ -136,6 +136,14 @@ def test_the_key_says_all(make_bundle: MakeBundle, built: list[Request], tmp_pat
     assert cache.name == "1.7-nvidia-h200-9.0.cache"
 
 
+def test_plans_of_every_kind_have_a_name_of_their_own(make_bundle: MakeBundle, built: list[Request]) -> None:
+    bundle = make_bundle({"text": ENGINES["text"]})
+    kinds: tuple[Any, ...] = ("this", "capability", "ampere")
+    made = [next(plans.build_plans(bundle, BuildOptions("tensorrt", hardware=kind))) for kind in kinds]
+    names = [f"text.tensorrt.{kind}.fp32.plan" for kind in ("sm90", "sm90", "ampere")]
+    assert [plan.path.name for plan in made] == names
+
+
 def test_a_plan_that_is_right_is_not_built_again(make_bundle: MakeBundle, built: list[Request]) -> None:
     bundle = make_bundle({"text": ENGINES["text"]})
     again = lambda **more: [plan.built for plan in plans.build_plans(bundle, BuildOptions(), **more)]  # noqa: E731
@@ -146,12 +154,13 @@ def test_a_plan_that_is_right_is_not_built_again(make_bundle: MakeBundle, built:
     assert again() == [True]
 
 
-@pytest.mark.parametrize("what", ["plan", "key", "onnx", "profile", "version"])
+@pytest.mark.parametrize("what", ["plan", "key", "onnx", "profile", "version", "gpu"])
 def test_a_plan_that_is_not_right_is(
     make_bundle: MakeBundle, built: list[Request], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     bundle = make_bundle({"text": ENGINES["text"]})
-    (plan,) = plans.build_plans(bundle, BuildOptions())
+    options = BuildOptions("tensorrt" if what == "gpu" else "tensorrt-rtx")
+    (plan,) = plans.build_plans(bundle, options)
     if what == "plan":
         plan.path.write_bytes(b"PLAM")
     elif what == "key":
@@ -163,9 +172,11 @@ def test_a_plan_that_is_not_right_is(
     elif what == "profile":
         with (bundle.folder / "bundle.toml").open("a") as file_:
             file_.write("\n[profiles.text]\nx = [[1, 3], [1, 3], [1, 3]]\n")
+    elif what == "gpu":
+        monkeypatch.setattr(plans, "builds_on", lambda options: dataclasses.replace(H200, name="NVIDIA GH200"))
     else:
         monkeypatch.setattr(plans, "version", lambda device: "1.8")
-    (plan,) = plans.build_plans(bundle, BuildOptions())
+    (plan,) = plans.build_plans(bundle, options)
     assert plan.built
     assert len(built) == 2
 
@@ -178,7 +189,7 @@ def test_profiles_of_the_bundle_and_of_a_file(make_bundle: MakeBundle, built: li
     list(plans.build_plans(bundle, BuildOptions(), profiles=own))
     assert [request.profile["x"] for request in built] == [((1, 3), (6, 3), (9, 3)), ((2, 3), (2, 3), (2, 3))]
     own.write_text("[profiles.text]\nz = []\n")
-    with pytest.raises(BundleError, match="no input z"):
+    with pytest.raises(BundleError, match="no input or free axis z"):
         plans.build_plans(bundle, BuildOptions(), profiles=own)
 
 
@@ -287,54 +298,30 @@ def test_without_the_library(
 
 def test_without_a_driver(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", Stub("11.4.0"))
-    monkeypatch.setattr(gpu, "_DRIVER", "libnosuchdriver.so.1")
+    monkeypatch.setattr(gpu, "driver", lambda: None)
     error = refused(ProviderUnavailable, str(make_bundle(ENGINES).folder), "--device", "tensorrt")
     assert error.fact == "no NVIDIA driver is installed"
     assert "--device tensorrt-rtx" in error.remedy
 
 
-class Driver:
-    """libcuda with `count` GPUs of capability 9.0; cuInit answers `code`."""
-
-    def __init__(self, code: int, count: int) -> None:
-        self.code, self.count = code, count
-
-    def cuInit(self, flags: int) -> int:  # noqa: N802
-        return self.code
-
-    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
-        count._obj.value = self.count
-        return 0
-
-    def cuDeviceGet(self, device: Any, index: int) -> int:  # noqa: N802
-        return 0
-
-    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:  # noqa: N802
-        name.value = b"NVIDIA H200"
-        return 0
-
-    def cuDeviceGetAttribute(self, number: Any, attribute: int, device: Any) -> int:  # noqa: N802
-        number._obj.value = {75: 9, 76: 0}[attribute]
-        return 0
-
-
 @pytest.mark.parametrize(("code", "cause"), [(100, "CUDA error 100"), (0, "counts none")])
 def test_without_a_gpu(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, code: int, cause: str) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", Stub("11.4.0"))
-    monkeypatch.setattr(gpu, "_driver", lambda: Driver(code, 0))
+    monkeypatch.setattr(gpu, "driver", lambda: Driver("580.65.06", "13.0", (), code))
     error = refused(ProviderUnavailable, str(make_bundle(ENGINES).folder), "--device", "tensorrt")
     assert cause in error.cause
 
 
-def test_the_gpu_is_read_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_driver", lambda: Driver(0, 2))
+def test_the_first_gpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = (H200, Gpu("NVIDIA A2", "8.6", 15_356))
+    monkeypatch.setattr(gpu, "driver", lambda: Driver("580.65.06", "13.0", gpus))
     assert gpu.first_gpu() == H200
 
 
 def test_replaceable_weights_need_a_gpu_in_rtx_too(monkeypatch: pytest.MonkeyPatch) -> None:
     rtx = Stub("11.4.0")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
-    monkeypatch.setattr(gpu, "_DRIVER", "libnosuchdriver.so.1")
+    monkeypatch.setattr(gpu, "driver", lambda: None)
     assert plans.builds_on(BuildOptions()) is None
     for option in ("refit", "strip"):
         with pytest.raises(ProviderUnavailable):

@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 
+from facesdk.annotation.annotator import AnnotateOptions, Annotator
+from facesdk.annotation.tracking import Tracker, TrackOptions
+from facesdk.bundle import Bundle
+from facesdk.encoder import Encoder
 from facesdk.errors import BundleError
 from facesdk.graph import Value
-from facesdk_engines.tensorrt.profiles import MOST_ROWS, profile, said
+from facesdk.plans.profiles import MOST_ROWS, profile, said
+from tests.engine_calls import assert_all_said, assert_served, profile_of, recorded
+from tests.photos import astronaut
 
 STEP = (
     Value("bank", "float32", ("batch", "memory", 4, "height", "width")),
@@ -46,6 +52,28 @@ def test_a_size_said_once_holds_wherever_the_axis_recurs() -> None:
     assert found["image"] == ((1, 256, 256, 3), (2, 512, 512, 3), (8, 768, 1024, 3))
 
 
+def test_sizes_of_axes() -> None:
+    found = profile("step", STEP, {"height": [8, 64, 96], "memory": (1, 1, 6), "batch": [1, 1, 4]}, EXAMPLES)
+    assert found == {
+        "bank": ((1, 1, 4, 8, 10), (1, 1, 4, 64, 10), (4, 6, 4, 96, 10)),
+        "matrix": ((1, 3), (1, 3), (6, 8)),
+        "mask": ((1, 1, 8, 10), (1, 1, 64, 10), (4, 1, 96, 10)),
+        "image": ((1, 64, 80, 3), (1, 512, 80, 3), (4, 768, 80, 3)),
+    }
+
+
+def test_sizes_of_axes_beside_whole_shapes() -> None:
+    """What is said of a whole input holds there, and of its axes elsewhere."""
+    found = profile("step", STEP, {"memory": [1, 2, 3], "mask": [[1, 1, 4, 4], [2, 1, 8, 8], [3, 1, 9, 9]]}, EXAMPLES)
+    assert found["bank"] == ((1, 1, 4, 4, 4), (2, 2, 4, 8, 8), (3, 3, 4, 9, 9))
+
+
+def test_an_input_that_is_called_like_an_axis() -> None:
+    inputs = [Value("time", "float32", ("time", 2)), Value("x", "float32", ("time",))]
+    found = profile("e", inputs, {"time": [[1, 2], [5, 2], [9, 2]]}, {})
+    assert found["x"] == ((1,), (5,), (9,))
+
+
 def test_fixed_shapes_need_no_profile() -> None:
     assert profile("e", [Value("x", "float32", (1, 3)), Value("s", "float32", ())], {}, {}) == {}
 
@@ -71,7 +99,13 @@ def test_a_free_axis_of_which_nothing_is_known() -> None:
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ({"nose": [[1], [1], [1]]}, "there is no input nose"),
+        ({"nose": [[1], [1], [1]]}, "there is no input or free axis nose"),
+        ({"height": [1, 2]}, r"profiles.step.height is \[1, 2\]"),
+        ({"height": [[8], [8], [8]]}, "smallest, best and largest size"),
+        ({"height": [8, 16, 12]}, "do not shrink"),
+        ({"height": [0, 8, 8]}, "whole numbers"),
+        ({"height": 8}, "smallest, best and largest size"),
+        ({"height": [8, 8, 8], "mask": [[1, 1, 9, 9]] * 3}, r"axis height is both .*8.* and .*9"),
         ({"mask": [[1, 1, 8, 8], [1, 1, 8, 8]]}, "smallest, best and largest"),
         ({"mask": [[1, 8, 8], [1, 8, 8], [1, 8, 8]]}, "smallest, best and largest"),
         ({"mask": [[1, 1, 8, 8.5]] * 3}, "smallest, best and largest"),
@@ -105,3 +139,53 @@ def test_files_without_such_tables(tmp_path: Path, text: str) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"own\.toml cannot be read"):
         said(tmp_path / "own.toml", "step")
+
+
+# -- bundles ------------------------------------------------------------------------------------------------------
+
+
+def test_plans_serve_annotation(bundle_478: Bundle) -> None:
+    assert_all_said(bundle_478)
+    annotator = Annotator(bundle_478, "cpu", threads=1)
+    with recorded() as calls:
+        assert annotator(astronaut(), AnnotateOptions(search="thorough", smallest_px=100)).faces
+        tracker = Tracker(annotator, AnnotateOptions(), TrackOptions())
+        for _ in range(2):
+            tracker(astronaut())
+    annotator.close()
+    assert_served(bundle_478, calls, bundle_478.engine_names)
+
+
+def test_plans_take_a_batch_of_faces(bundle_478: Bundle) -> None:
+    assert profile_of(bundle_478, "landmarks")["image"][2] == (16, 256, 256, 3)
+
+
+def test_plans_serve_insightface_packs(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    from facesdk.annotation.scrfd import ScrfdOptions, prepare
+    from tests.unit.test_insightface_pack import build, pack, whole
+
+    bundle = build(pack(tmp_path / "buffalo_l.zip", whole()), tmp_path / "bundle")
+    assert_all_said(bundle)
+    encoder = Encoder(bundle, "cpu", threads=1)
+    with recorded() as calls, bundle.open("scrfd", "cpu", threads=1) as detector:
+        encoder.vectors([astronaut()[:112, :112]] * 20, flip=True)
+        for options in (ScrfdOptions(size=320), ScrfdOptions(), ScrfdOptions(size=1280)):
+            detector(image=prepare(astronaut(), options)[0])
+    encoder.close()
+    assert_served(bundle, calls, {"encoder", "scrfd"})
+
+
+def test_axes_that_a_pack_fixes_get_no_sizes(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    from tests.unit.test_insightface_pack import build, detector, one_picture, pack
+
+    networks = {"det_10g.onnx": detector(9, (1, 3, 640, 640)), "w600k_r50.onnx": one_picture(112, 16, batch=1)}
+    bundle = build(pack(tmp_path / "fixed.zip", networks), tmp_path / "bundle")
+    assert [profile_of(bundle, name) for name in bundle.engine_names] == [{}, {}]
+
+
+def test_bundles_from_before_profiles(swap_bundle: Bundle) -> None:
+    assert "[profiles" not in (swap_bundle.folder / "bundle.toml").read_text()
+    with pytest.raises(BundleError, match="has free axes and no profile"):
+        profile_of(swap_bundle, "identity")

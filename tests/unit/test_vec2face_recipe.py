@@ -15,7 +15,12 @@ from facesdk.card import Card
 from facesdk.encoder import Encoder
 from facesdk.errors import ConversionError
 from facesdk.files import sha256
+from facesdk.synthesis.attributes import AttributeOptions
+from facesdk.synthesis.dataset import write_dataset
+from facesdk.synthesis.generate import SynthesisOptions
 from facesdk.synthesis.masks import MaskLaw, token_masks
+from facesdk.synthesis.networks import SynthesisNetworks
+from tests.engine_calls import assert_all_said, assert_served, recorded
 
 torch = pytest.importorskip("torch", reason="the export room needs torch")
 pytest.importorskip("onnxscript", reason="the export room needs onnxscript")
@@ -139,6 +144,16 @@ def bundle(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         patch.setattr(recipe, "attribute_step", lambda generator, terms: attribute_step(Sketch(generator), terms))
         export(mine, files, folder)
     return Bundle(folder)
+
+
+def test_plans_serve_every_call(bundle: Bundle, synthesis_bundle: Bundle, tmp_path: Path) -> None:
+    """Calls of a bundle with the same signatures, whose engines take no time."""
+    assert_all_said(bundle)
+    vectors = np.random.default_rng(2).normal(0, 1.2, (40, 512)).astype(np.float32)
+    with SynthesisNetworks(synthesis_bundle, "cpu") as networks, recorded() as calls:
+        write_dataset(networks, vectors, tmp_path, "a", SynthesisOptions(images=2), AttributeOptions(steps=2))
+    assert max(call.shapes["vector"][0] for call in calls if call.engine == "step") == SynthesisOptions().step_batch
+    assert_served(bundle, calls, {"generator", "step", "encoder", "quality", "pose"})
 
 
 def run(bundle: Bundle, engine: str, **inputs: Any) -> dict[str, Any]:

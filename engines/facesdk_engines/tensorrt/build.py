@@ -13,10 +13,11 @@ from facesdk.errors import EngineError, EngineUnreadable, ProviderUnavailable, U
 from facesdk.files import sha256, write_bytes
 from facesdk.machine import peak_resident_mb
 from facesdk.plans.library import MODULES, load
+from facesdk.plans.profiles import Profile
 
+from . import plugin
 from .attention import Attentions, attentions, is_layer_list, layers_of_inspector, layers_of_log, report
 from .options import BuildOptions
-from .profiles import Profile
 from .progress import OnProgress, monitor
 
 _HARDWARE = {"this": "NONE", "capability": "SAME_COMPUTE_CAPABILITY", "ampere": "AMPERE_PLUS"}
@@ -39,7 +40,11 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """`layers`: of the network, before fusion.   `attentions`: None where nothing is known of the plan's layers."""
+    """Facts of a plan.
+
+    layers      of the network, before fusion.   attentions  None where nothing is known of the plan's layers.
+    plugged     names of the nodes that our kernel computes.
+    """
 
     version: str
     flags: tuple[str, ...]
@@ -49,6 +54,7 @@ class Built:
     peak_mb: float | None
     layers: int
     attentions: Attentions | None
+    plugged: tuple[str, ...] = ()
 
 
 def build(request: Request, on_progress: OnProgress) -> Built:
@@ -67,9 +73,7 @@ def build(request: Request, on_progress: OnProgress) -> Built:
             remedy="look at: nvidia-smi",
         ) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(os.fspath(request.onnx)):
-        raise _unparsed(parser, request.onnx)
+    plugged = _parse(trt, builder, trt.OnnxParser(network, log), request)
     softmaxes = attentions(network, trt)
     config, flags = _config(trt, builder, request, on_progress)
     started = time.perf_counter()
@@ -83,7 +87,23 @@ def build(request: Request, on_progress: OnProgress) -> Built:
     layers = layers_of_log(log.layers) if log.layers else _inspected(trt, log, plan)
     found = report(softmaxes, layers) if layers else None
     size, digest = request.plan.stat().st_size, sha256(request.plan)
-    return Built(str(trt.__version__), flags, size, digest, seconds, peak_resident_mb(), network.num_layers, found)
+    peak = peak_resident_mb()
+    return Built(str(trt.__version__), flags, size, digest, seconds, peak, network.num_layers, found, plugged)
+
+
+def _parse(trt: ModuleType, builder: Any, parser: Any, request: Request) -> tuple[str, ...]:
+    """Names of the nodes that became plugins, after reading the file into the parser's network."""
+    path, kind = os.fspath(request.onnx), request.options.attention
+    if kind == "builtin":
+        offered, parsed = None, parser.parse_from_file(path)
+    else:
+        offered = plugin.offer(request.onnx, kind)
+        if offered.nodes:
+            plugin.register(trt, builder, kind)
+        parsed = parser.parse(offered.model, path)
+    if not parsed:
+        raise _unparsed(parser, request.onnx)
+    return offered.nodes if offered else ()
 
 
 # -- settings ---------------------------------------------------------------------------------------------

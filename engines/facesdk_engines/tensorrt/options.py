@@ -11,6 +11,7 @@ from facesdk.errors import UsageError, one_of
 PlanDevice = Literal["tensorrt-rtx", "tensorrt"]
 PlanPrecision = Literal["fp32", "fp16"]
 Hardware = Literal["this", "capability", "ampere"]
+Attention = Literal["builtin", "plugin", "aot"]
 #: RTX 30, 40 and 50: what TensorRT for RTX builds for where nothing is said
 RTX_CAPABILITIES = "8.6,8.9,12.0"
 _LEVELS = range(6)
@@ -37,6 +38,10 @@ class BuildOptions:
     strip: bool = dataclasses.field(
         default=False, metadata={"help": "leave out the weights, to be refitted from the ONNX file; needs a GPU"}
     )
+    attention: Attention = dataclasses.field(
+        default="builtin",
+        metadata={"help": "tensorrt, fp16: its own kernels, ours in a library (plugin), or ours inside the plan (aot)"},
+    )
     tf32: bool = dataclasses.field(
         default=False, metadata={"help": "fp32 products round their factors to 10 bits of mantissa: faster"}
     )
@@ -46,9 +51,12 @@ class BuildOptions:
     )
 
     def __post_init__(self) -> None:
-        for name, kind in (("device", PlanDevice), ("precision", PlanPrecision), ("hardware", Hardware)):
+        kinds = {"device": PlanDevice, "precision": PlanPrecision, "hardware": Hardware, "attention": Attention}
+        for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 raise one_of(name, getattr(self, name), get_args(kind))
+        if self.attention != "builtin":
+            self._check_attention()
         if self.level not in _LEVELS:
             raise UsageError(f"level is {self.level}", remedy="give 0 to 5; 3 is TensorRT's own choice")
         if self.workspace_mb is not None and self.workspace_mb < 1:
@@ -59,6 +67,17 @@ class BuildOptions:
             raise UsageError(
                 "TensorRT builds for the GPU that it runs on",
                 remedy="leave --gpus out; --hardware capability or ampere widens what the plan runs on",
+            )
+
+    def _check_attention(self) -> None:
+        if self.device == "tensorrt-rtx":
+            raise UsageError(
+                "TensorRT for RTX takes no plugins", remedy="leave --attention out, or build with --device tensorrt"
+            )
+        if self.precision != "fp16":
+            raise UsageError(
+                f"attention {self.attention!r} computes in fp16",
+                remedy="leave --attention out, or add --precision fp16",
             )
 
     def _check_rtx(self) -> None:

@@ -14,14 +14,18 @@ from facesdk.card import Card
 from facesdk.errors import FaceSDKError, OutputError, UsageError, one_of
 from facesdk.graph import Graph
 from facesdk.home import home
+from facesdk.plans.digests import digest
 from facesdk.plans.gpu import Gpu, first_gpu
-from facesdk.plans.key import Here, Key, check, files_of, side_car, write_key
+from facesdk.plans.key import Here, Key, check, files_of, read_key, side_car, write_key
 from facesdk.plans.library import MODULES, require, version
+from facesdk.plans.names import plan_name
+from facesdk.plans.plugin import kernel_for, plugin_library
+from facesdk.plans.profiles import Profile, profile, said
 
 from .build import Built, Request
 from .child import build_in_child
 from .options import BuildOptions
-from .profiles import Profile, profile, said
+from .plugin import require as require_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +75,13 @@ def build_plans(
         if name not in bundle.engine_names:
             raise one_of("engine", name, bundle.engine_names)
     gpu = builds_on(options)
+    require_attention(options.attention)
     folder = folder or bundle.folder
     chosen = _chosen(bundle, options, engines)
     jobs = [_job(bundle, name, options, folder, profiles or bundle.folder, gpu) for name, options in chosen.items()]
-    here = Here(version(options.device), gpu.capability if gpu and options.device == "tensorrt" else "")
+    here = Here(version(options.device))
+    if gpu and options.device == "tensorrt":
+        here = dataclasses.replace(here, capability=gpu.capability, gpu=gpu.name)
     return (_made(job, here, gpu, force, on_progress) for job in jobs)
 
 
@@ -86,15 +93,7 @@ def builds_on(options: BuildOptions) -> Gpu | None:
     require(options.device, "building for")
     if options.device == "tensorrt-rtx" and not (options.refit or options.strip):
         return None
-    return first_gpu()
-
-
-def plan_name(engine: str, options: BuildOptions, gpu: Gpu | None) -> str:
-    """The file of a plan, where plans for several GPUs lie in one folder."""
-    if options.device == "tensorrt-rtx" or gpu is None:
-        return f"{engine}.{options.device}.{options.precision}.plan"
-    kind = "ampere" if options.hardware == "ampere" else f"sm{gpu.capability.replace('.', '')}"
-    return f"{engine}.{options.device}.{kind}.{options.precision}.plan"
+    return first_gpu("without a GPU, plans for RTX GPUs are built with: --device tensorrt-rtx")
 
 
 # -- before the build -------------------------------------------------------------------------------------
@@ -102,7 +101,7 @@ def plan_name(engine: str, options: BuildOptions, gpu: Gpu | None) -> str:
 
 def _chosen(bundle: Bundle, options: BuildOptions, engines: Sequence[str]) -> dict[str, BuildOptions]:
     """Options of each engine: of those that were not named, the ones without fp16 are built in fp32."""
-    full = dataclasses.replace(options, precision="fp32")
+    full = dataclasses.replace(options, precision="fp32", attention="builtin")
     chosen = {}
     for name in engines or bundle.engine_names:
         chosen[name] = options if options.precision == "fp32" or _half(bundle, name) else full
@@ -129,7 +128,10 @@ def _job(bundle: Bundle, engine: str, options: BuildOptions, folder: Path, profi
     command = f"facesdk build {bundle.folder} --engine {engine} {options.arguments()}"
     if folder != bundle.folder:
         command += f" -o {folder}"
-    plan = folder / plan_name(engine, options, gpu)
+    capability = gpu.capability if gpu else ""
+    plan = folder / plan_name(
+        engine, options.device, options.precision, capability=capability, hardware=options.hardware
+    )
     return _Job(engine, onnx, plan, options, shapes, files_of(onnx, bundle.files), command)
 
 
@@ -142,7 +144,8 @@ def _made(job: _Job, here: Here, gpu: Gpu | None, force: bool, on_progress: OnEn
 def _kept(job: _Job, here: Here) -> Key | None:
     """The key of a plan that lies there and need not be built again."""
     try:
-        key = check(job.plan, dataclasses.replace(here, files=job.files), whole=True)
+        kernel = kernel_for(read_key(job.plan))
+        key = check(job.plan, dataclasses.replace(here, files=job.files, kernel=kernel), whole=True)
     except FaceSDKError:  # whatever is wrong with it, building it again is the remedy
         return None
     return key if key.command == job.command and key.profile == _as_lists(job.profile) else None
@@ -184,22 +187,25 @@ def _timing_cache(options: BuildOptions, gpu: Gpu | None) -> Path | None:
 
 
 def _key(job: _Job, gpu: Gpu | None, built: Built, used: Request) -> Key:
-    rtx = job.options.device == "tensorrt-rtx"
+    rtx, ours = job.options.device == "tensorrt-rtx", job.options.attention == "plugin" and built.plugged
     return Key(
         engine=job.engine, files=job.files, builder=MODULES[job.options.device], version=built.version,
         device=job.options.device, precision=job.options.precision, hardware=job.options.hardware,
         capabilities=job.options.capabilities if rtx or gpu is None else (gpu.capability,),
         gpu=gpu.name if gpu else "", profile=_as_lists(job.profile), flags=built.flags,
         plan_size=built.plan_size, plan_sha256=built.plan_sha256, command=job.command,
-        card=Card.read(job.onnx).to_properties(), report=_report(built, used),
+        kernel=digest(plugin_library()) if ours else "", card=Card.read(job.onnx).to_properties(),
+        report=_report(built, used),
     )  # fmt: skip
 
 
 def _report(built: Built, used: Request) -> dict[str, Any]:
-    facts = {
+    facts: dict[str, Any] = {
         "seconds": round(built.seconds, 2), "layers": built.layers, "peak_mb": built.peak_mb and round(built.peak_mb),
         "level": used.options.level, "workspace_mb": used.options.workspace_mb,
     }  # fmt: skip
+    if built.plugged:
+        facts |= {"plugin": list(built.plugged)}
     if built.attentions is None:
         return facts
     return facts | {"attention": {kind: list(names) for kind, names in dataclasses.asdict(built.attentions).items()}}

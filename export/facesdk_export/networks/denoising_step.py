@@ -146,7 +146,7 @@ def resnet(block: Any, x: Tensor, time: Tensor) -> Tensor:
 class DenoisingStep(nn.Module):
     """The engine `step`: the sampler's bank (n, K, 4, h, w) after one step.
 
-    bank     row 0 the latent, the rest what the sampler remembers     scale  () factor of the network's input
+    bank     row 0 the latent, the rest what the sampler remembers     scale  (1,) factor of the network's input
     time     (T,) one row of `TimeRows`     matrix  (K, K + 2): next bank of [bank; prediction; noise]
     weights  (C,) of the conditions' predictions; a batch is all pictures of the first condition, then of the second
     mask     (n, 1, h, w): where it is 0, the latent becomes level[0] known + level[1] blend_noise

@@ -13,7 +13,7 @@ from ..bundles import Recipe
 from ..checkpoints import Checkpoint
 from ..networks import IRSE, iresnet_of
 from ..onnx_export import Part
-from .parts import Pictures, example_picture, loaded, on_meta
+from .parts import CROPS, Pictures, example_picture, loaded, on_meta
 
 
 def encoder_part(network: nn.Module, size: int) -> Part:
@@ -25,7 +25,7 @@ def encoder_part(network: nn.Module, size: int) -> Part:
         outputs={"embedding": "(n, 512) identity vector"},
     )
     module = Pictures(network, scale, torch.full((3,), -1.0))
-    return Part(module, {"image": example_picture(size)}, ("embedding",), card)
+    return Part(module, {"image": example_picture(size)}, ("embedding",), card, sizes=CROPS)
 
 
 def _arcface(checkpoint: Checkpoint) -> dict[str, Part]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from facesdk.card import Card
 from facesdk.errors import ConversionError
+from facesdk.plans.profiles import Sizes
 
 from ..checkpoints import Checkpoint
 from ..networks import MSID, MappingNetwork, mapping_of, msid_of
@@ -18,6 +20,8 @@ from .encoders import encoder_constants, encoder_part
 from .parts import loaded
 
 SPACE = "msid"
+#: rows of a plan: one person a call, as facesdk.diffusion makes them, or a few
+PEOPLE: Mapping[str, Sizes] = {"batch": (1, 1, 4)}
 
 
 def face_token_parts(msid: Checkpoint, mapping: Checkpoint, mf2d: Checkpoint | None = None) -> dict[str, Part]:
@@ -74,4 +78,4 @@ def mapping_part(network: MappingNetwork, file: str) -> Part:
         },
         outputs={name: f"(n, {network.token}) the {name} token's embedding" for name in ("first", "last")},
     )
-    return Part(network, inputs, ("first", "last"), card, files=(file,))
+    return Part(network, inputs, ("first", "last"), card, sizes=PEOPLE, files=(file,))

@@ -13,13 +13,13 @@ from ..bundles import Recipe
 from ..checkpoints import Checkpoint
 from ..networks import Deep3DRecon, SixDRepNet, fold_training_form, is_training_form
 from ..onnx_export import Part
-from .parts import COEFFICIENTS, CROP, Pictures, example_crop, example_picture, loaded, on_meta
+from .parts import COEFFICIENTS, CROP, CROPS, Pictures, example_crop, example_picture, loaded, on_meta
 
 
 def _deep3d(checkpoint: Checkpoint) -> dict[str, Part]:
     network = loaded(on_meta(Deep3DRecon), checkpoint)
     card = Card(about="3DMM coefficients of a face", inputs={"face": CROP}, outputs={"coefficients": COEFFICIENTS})
-    return {"shape": Part(network, {"face": example_crop(224, 0)}, ("coefficients",), card)}
+    return {"shape": Part(network, {"face": example_crop(224, 0)}, ("coefficients",), card, sizes=CROPS)}
 
 
 def sixdrepnet(checkpoint: Checkpoint) -> nn.Module:
@@ -37,7 +37,7 @@ def _sixdrepnet(checkpoint: Checkpoint) -> dict[str, Part]:
         outputs={"rotation": "(n, 3, 3)"},
     )  # fmt: skip
     module = Pictures(network, 1 / (255 * deviation), -mean / deviation)
-    return {"pose": Part(module, {"image": example_picture(224)}, ("rotation",), card)}
+    return {"pose": Part(module, {"image": example_picture(224)}, ("rotation",), card, sizes=CROPS)}
 
 
 DEEP3D = Recipe("deep3d", "Deep3DFaceRecon: 3DMM coefficients", "MIT", "unknown", _deep3d, {"shape": {"size": 224}})

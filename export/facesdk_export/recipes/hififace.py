@@ -17,7 +17,7 @@ from ..networks.hififace import Generator, published_generator
 from ..networks.hififace_engines import IdentityEncoder, ShapeEncoder, SwapDecoder, TargetEncoder
 from ..networks.hififace_xuehy import xuehy_generator
 from ..onnx_export import Part
-from .parts import COEFFICIENTS, CROP, example_crop, loaded, on_meta
+from .parts import ALONE, COEFFICIENTS, CROP, example_crop, loaded, on_meta
 
 SIZE = 256  # the published checkpoints'
 ARCFACE_R100 = (3, 13, 30, 3)
@@ -70,6 +70,7 @@ def _swap_parts(generator: Generator) -> dict[str, Part]:
         name: Part(
             module, inputs[name], tuple(outputs[name]),
             Card(about=about[name], inputs={key: meanings[key] for key in inputs[name]}, outputs=outputs[name]),
+            sizes=ALONE,
         )
         for name, module in modules.items()
     }  # fmt: skip

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from facesdk.plans.profiles import Sizes
 
 from ..checkpoints import Checkpoint, load_into
 
 log = logging.getLogger("facesdk")
 
 CROP = "float32 RGB (n, 3, size, size) in 0..1, an aligned crop"
+#: rows of a plan: always one; one face, or as many as facesdk.encoder puts into one call
+ALONE: Mapping[str, Sizes] = {"batch": (1, 1, 1)}
+CROPS: Mapping[str, Sizes] = {"batch": (1, 1, 16)}
 COEFFICIENTS = "(n, 257) identity 80, expression 64, texture 80, angles 3, light 27, translation 3"
 
 

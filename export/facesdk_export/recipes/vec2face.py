@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from facesdk.card import Card
+from facesdk.plans.profiles import Sizes
 from facesdk.synthesis.masks import POSITIONS, MaskLaw, token_masks
 
 from ..attribute_step import AttributeStep, IdentityTerm, PoseTerm, QualityTerm, Term, attribute_step
@@ -39,6 +40,10 @@ FILES = {
     "headpose": "6DRepNet_300W_LP_AFLW2000.pth, for head pose",
     "pose_generator": "pose_model.pth of Vec2Face+, for faces in a given pose",
 }
+#: rows of plans: full batches of facesdk.synthesis.generate and its report, down to one picture
+_PICTURES: Mapping[str, Sizes] = {"batch": (1, 64, 64)}
+_STEPS: Mapping[str, Sizes] = {"batch": (1, 32, 32)}
+_MEASURED: Mapping[str, Sizes] = {"batch": (1, 16, 16)}
 #: the term of the step that a file's network is for
 _TERMS: Mapping[str, Callable[[nn.Module], Term]] = {
     "arcface": IdentityTerm,
@@ -161,7 +166,7 @@ def _generator(form: nn.Module, network: nn.Module) -> Part:
     constants = {"size": SIZE, "vector": VECTOR, "tokens": TOKENS, **_law(MaskLaw())}
     return _part(
         form, "the face of an identity vector", {"vector": _normal(1, VECTOR), **_masks(MaskLaw(), (0.15, 0.6))},
-        {"image": _FACE}, reference=network, files=("generator",), constants={"synthesis": constants},
+        {"image": _FACE}, sizes=_PICTURES, reference=network, files=("generator",), constants={"synthesis": constants},
     )  # fmt: skip
 
 
@@ -172,7 +177,7 @@ def _posed(network: nn.Module) -> Part:
         "landmarks": 2 * example_crop(SIZE, 2, 2) - 1,
     }
     return _part(
-        network, "the face of an identity vector in a given pose", inputs, {"image": _FACE},
+        network, "the face of an identity vector in a given pose", inputs, {"image": _FACE}, sizes=_PICTURES,
         files=("pose_generator",), constants={"pose_synthesis": _law(POSE_LAW)}, licence="LicenseRef-unknown",
     )  # fmt: skip
 
@@ -190,7 +195,7 @@ def _step(forms: Mapping[str, nn.Module], networks: Mapping[str, nn.Module], ter
     }  # fmt: skip
     return _part(
         plain_graph(step, inputs), "one step toward attributes", inputs, outputs, reference=reference,
-        tolerances={"gradient": GRADIENT_TOLERANCE}, files=tuple(networks), half=False,
+        sizes=_STEPS, tolerances={"gradient": GRADIENT_TOLERANCE}, files=tuple(networks), half=False,
         constants={"attributes": {"terms": list(step.names)}},
     )  # fmt: skip
 
@@ -202,7 +207,7 @@ def _attributes(networks: Mapping[str, nn.Module], terms: Sequence[Term]) -> Att
 
 def _encoder(form: nn.Module, network: nn.Module) -> Part:
     reference = encoder_part(network, SIZE).module
-    return dataclasses.replace(encoder_part(form, SIZE), reference=reference, files=("arcface",))
+    return dataclasses.replace(encoder_part(form, SIZE), sizes=_MEASURED, reference=reference, files=("arcface",))
 
 
 def _quality(form: nn.Module, network: nn.Module) -> Part:
@@ -211,7 +216,7 @@ def _quality(form: nn.Module, network: nn.Module) -> Part:
     )
     return _part(
         module, "quality of a face", {"image": example_picture(SIZE)}, {"quality": "(n,) length of the MagFace vector"},
-        reference=reference, files=("magface",),
+        sizes=_MEASURED, reference=reference, files=("magface",),
     )  # fmt: skip
 
 
@@ -219,8 +224,9 @@ def _pose(network: nn.Module) -> Part:
     module = Pictures(Angles(network), torch.full((3,), 1 / 255), torch.zeros(3))
     angles = "(n, 3) pitch, yaw, roll in degrees, as Vec2Face reads them: BGR in [0, 1], not resized"
     return _part(
-        module, "head pose of a face", {"image": example_picture(SIZE)}, {"angles": angles}, files=("headpose",)
-    )
+        module, "head pose of a face", {"image": example_picture(SIZE)}, {"angles": angles}, sizes=_MEASURED,
+        files=("headpose",),
+    )  # fmt: skip
 
 
 # -- examples and constants -------------------------------------------------------------------------------

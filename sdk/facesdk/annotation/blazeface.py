@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..engine import Engine
+from ..finite import checked
 from ..image import Picture
 from .region import Region, angle_between, cut
 
@@ -64,7 +65,7 @@ class BlazeFace:
         self, picture: Picture, view: Region, min_score: float, iou: float
     ) -> tuple[list[Detection], Detection | None]:
         """Faces that score `min_score` or more in a view, best first; where there are none, the nearest miss."""
-        outputs = self.engine(image=cut(picture, view, self.size, zero_border=True)[None])
+        outputs = checked(self.engine, image=cut(picture, view, self.size, zero_border=True)[None])
         regressors, logits = outputs["regressors"][0], outputs["logits"][0].reshape(-1)
         rows, scores = self.decode(regressors, logits, min_score)
         if len(rows):

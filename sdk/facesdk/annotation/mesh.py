@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..bundle import Bundle
-from ..engine import Device, Engine
+from ..engine import GPUS, Device, Engine
+from ..finite import checked
 from ..image import Picture
 from .blazeface import sigmoid
 from .geometry import CanonicalFace
@@ -48,14 +49,14 @@ class FaceMesh:
         """(landmarks (points, 3) px, presence 0..1) of each region.
 
         One region at a time on processors, where a batch is no faster (8 in 20.5 ms, one in 2.45 ms: facesdk bench
-        with and without --batch 8); one batch on CUDA.
+        with and without --batch 8); on GPUs as many as the engine takes.
         """
-        size = max(1, len(regions)) if self._engine.device == "cuda" else 1
+        size = self._engine.at_most(max(1, len(regions)), "image") if self._engine.device in GPUS else 1
         found = []
         for start in range(0, len(regions), size):
             part = regions[start : start + size]
             patches = np.stack([cut(picture, region, self._size, zero_border=False) for region in part])
-            outputs = self._engine(image=patches)
+            outputs = checked(self._engine, image=patches)
             found += [
                 (self._to_picture(raw, region, picture), float(certainty))
                 for raw, certainty, region in zip(
@@ -76,7 +77,7 @@ class FaceMesh:
         """Score 0..1 by name; None where the bundle has no such network."""
         if self._blend is None:
             return None
-        scores = self._blend(points=landmarks_px[self._blend_index, :2][None])["scores"]
+        scores = checked(self._blend, points=landmarks_px[self._blend_index, :2][None])["scores"]
         return dict(zip(self._blend_names, scores.reshape(-1).tolist(), strict=True))
 
     def five_points(self, landmarks_px: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

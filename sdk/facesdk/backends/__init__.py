@@ -11,15 +11,25 @@ from ..card import Card
 from ..engine import Backend, Device, Precision
 from ..errors import ModelNotFound, ProviderUnavailable, UsageError, one_of
 
+#: devices that run plans
+PLANNED = ("tensorrt", "tensorrt-rtx")
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A graph to open: its file, files of the same graph written for one device, and how to open them."""
+    """A graph to open: its file, files of the same graph written for one device, and how to open them.
+
+    openvino   whether device "auto" may take it.   plans  folder of TensorRT plans, that of the file where not given.
+    reference  the fp32 file that `path` was derived from; None where that is `path` itself.
+    """
 
     path: Path
     forms: Mapping[str, Path]
     threads: int | None
     precision: Precision = "fp32"
+    openvino: bool = True
+    plans: Path | None = None
+    reference: Path | None = None
 
     def in_precision(self) -> Source:
         """The source of the file in its precision; raises UsageError where fp16 is asked for and there is no file."""
@@ -32,11 +42,15 @@ class Source:
                 remedy='export the bundle with facesdk export --fp16, or use precision="fp32"',
             )
         forms = {form: path for form, path in self.forms.items() if form.endswith("-fp16")}
-        return dataclasses.replace(self, path=self.forms["fp16"], forms=forms)
+        return dataclasses.replace(self, path=self.forms["fp16"], forms=forms, reference=self.path)
 
     def path_for(self, device: str) -> Path:
-        """The form for "<device>-<precision>", else that for the device, else the file itself."""
-        return self.forms.get(f"{device}-{self.precision}", self.forms.get(device, self.path))
+        """The form for "<device>-<precision>", else that for the device, else the file itself.
+
+        Both libraries of TensorRT read the form for "tensorrt".
+        """
+        family = "tensorrt" if device in PLANNED else device
+        return self.forms.get(f"{family}-{self.precision}", self.forms.get(family, self.path))
 
 
 def open_backend(source: Source, card: Card, device: Device) -> tuple[Backend, str]:
@@ -47,14 +61,14 @@ def open_backend(source: Source, card: Card, device: Device) -> tuple[Backend, s
     if source.precision == "bf16" and device != "openvino":
         raise UsageError(
             f"precision bf16 does not run on device {device}",
-            cause="ONNX Runtime has no bf16 kernels for processors",
+            cause="of the backends, OpenVINO alone computes in bf16, on processors",
             remedy='ask for device="openvino"; install it with: pip install openvino',
         )
     if source.precision == "fp16" and device == "openvino":
         raise UsageError(
             "precision fp16 does not run on device openvino",
             cause="OpenVINO computes in fp32 or bf16 on processors",
-            remedy='ask for device="cuda", or for precision="bf16"',
+            remedy='ask for a GPU, as device="cuda", or for precision="bf16"',
         )
     for path in (source.path, *source.forms.values()):
         if not path.is_file():
@@ -68,6 +82,10 @@ def open_backend(source: Source, card: Card, device: Device) -> tuple[Backend, s
 
 def open_named(source: Source, device: str) -> Backend:
     """The backend called `device`; raises ProviderUnavailable where it cannot run here."""
+    if device in PLANNED:
+        from .planned import open_planned
+
+        return open_planned(source, device)
     path = source.path_for(device)
     if device == "openvino":
         from .openvino import OpenVino

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..engine import NEXT, Array, Arrays, Precision, StepCallback, Tensor, closed_error, run_error
+from ..engine import NEXT, Array, Arrays, Precision, StepCallback, Tensor, closed_error, prepared, run_error
 from ..errors import EngineError, EngineUnreadable, ProviderUnavailable
 from ..graph import Graph, Value
 
@@ -58,6 +58,9 @@ class OpenVino:
             raise run_error(self.description, error) from error
         finally:
             self._idle.append(request)
+
+    def prepare(self, arrays: Arrays) -> Callable[[], None]:
+        return prepared(self.run, arrays)
 
     def scan(self, carry: Arrays, xs: Arrays, constants: Arrays, on_step: StepCallback) -> dict[str, Array]:
         shapes = {name: array.shape for name, array in {**carry, **constants}.items()}
@@ -115,10 +118,9 @@ class OpenVino:
             return self._compiled[shapes].create_infer_request()
 
     def _compile(self, shapes: _Shapes) -> Any:
+        model = _read(self._core, self._path) if shapes else self._model
         with _unreadable(self._path):
-            model = self._model
             if shapes:
-                model = _read(self._core, self._path)
                 model.reshape(dict(shapes))
             return self._core.compile_model(model, "CPU", self._hints)
 

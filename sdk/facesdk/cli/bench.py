@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from ..bench import SEED, Limits, Shape
 from ..bundle import MANIFEST, Bundle
-from ..engine import Device, Precision
+from ..engine import GPUS, Device, Precision
 from ..errors import FaceSDKError, ModelNotFound, UsageError, one_of
 from ..files import write_text
 from ..graph import Graph
@@ -22,7 +22,7 @@ from .bench_report import as_csv, as_dict, as_text, this_machine
 from .options import add_options, read_options
 
 #: where the precisions run that do not run everywhere
-_DEVICES = {"bf16": ("openvino",), "fp16": ("auto", "cpu", "cuda")}
+_DEVICES = {"bf16": ("openvino",), "fp16": ("auto", "cpu", *GPUS)}
 
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Any]:
@@ -33,6 +33,7 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], A
     parser.add_argument("--threads", type=int, help="processor threads (default: the backend's choice)")
     parser.add_argument("--batch", type=int, help="rows on the free first axis (default: the card's, else 1)")
     parser.add_argument("--shapes", default="", metavar="NAME:1x3x256x256,...", help="input shapes, for free axes")
+    parser.add_argument("--plans", type=Path, metavar="FOLDER", help="of TensorRT plans (default: the ONNX file's)")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table to this file, replacing it")
     add_options(parser, Limits)
     return _run
@@ -41,7 +42,7 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], A
 def _run(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
     jobs = _jobs(options)
     results = list(_measured(jobs, quiet=options.json))
-    done = [result for result in results if isinstance(result, Measurement)]
+    done = [line for result in results if isinstance(result, Measurement) for line in result.lines()]
     failed = [(job, result) for job, result in zip(jobs, results, strict=True) if isinstance(result, FaceSDKError)]
     if not done:
         raise failed[0][1]
@@ -81,7 +82,7 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
         Job(
             name=name if names[name] == 1 else str(path), path=path, engine=engine,
             device=device, precision=precision,  # type: ignore[arg-type]
-            threads=options.threads, batch=options.batch, limits=limits,
+            threads=options.threads, batch=options.batch, limits=limits, plans=options.plans,
             shapes={tensor: shapes[tensor] for tensor in own},
         )
         for (name, path, engine), own in zip(found, known, strict=True)

@@ -10,7 +10,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..doctor import Finding, examine, healthy
+from ..doctor import examine, healthy
+from ..finding import Finding
 
 _MARKS = {"ok": "ok", "note": "--", "problem": "!!"}
 
@@ -32,15 +33,22 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
 
 def _table(findings: Sequence[Finding]) -> str:
-    width = max(len(finding.subject) for finding in findings)
-    lines: list[str] = []
-    for topic, group in groupby(findings, key=lambda finding: finding.topic):
-        lines.append(topic)
-        for finding in group:
-            lines.append(f"  {_MARKS[finding.state]}  {finding.subject.ljust(width)}  {finding.fact}")
-            if finding.remedy:
-                lines.append(f"      {''.ljust(width)}  -> {finding.remedy}")
-    return "\n".join(lines)
+    lines = _lines(findings)
+    width = max(len(line.subject) for line in lines)
+    text: list[str] = []
+    for topic, group in groupby(lines, key=lambda line: line.topic):
+        text.append(topic)
+        for line in group:
+            text.append(f"  {_MARKS[line.state]}  {line.subject.ljust(width)}  {line.fact}")
+            if line.remedy:
+                text.append(f"      {''.ljust(width)}  -> {line.remedy}")
+    return "\n".join(text)
+
+
+def _lines(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings; neighbours that say the same in one, with all their subjects."""
+    groups = (list(group) for _, group in groupby(findings, key=lambda one: dataclasses.replace(one, subject="")))
+    return [dataclasses.replace(group[0], subject=", ".join(one.subject for one in group)) for group in groups]
 
 
 def _verdict(good: bool) -> str:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-from ..errors import UsageError
-from .memory import DeviceArray
+import numpy as np
 
-_CPU, _CUDA = 1, {2, 13}  # DLDeviceType: kDLCPU; kDLCUDA and kDLCUDAManaged
-# (DLDataTypeCode, bits) -> name; a bool is one byte, 0 or 1
-_DLPACK = {(2, 16): "fp16", (4, 16): "bf16", (2, 32): "fp32", (1, 8): "uint8", (6, 8): "uint8"}
-_TYPESTR = {"<f2": "fp16", "<f4": "fp32", "|u1": "uint8", "|b1": "uint8"}
-# a prototype of its own: the function object of ctypes.pythonapi is shared with every other package
-_capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_GetPointer", ctypes.pythonapi)
-)
-_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "uint8": 1}
+from ..errors import UsageError
+from .dlpack import CUDA, CUDA_MANAGED, Tensor
+from .memory import STORAGE, DeviceArray
+from .runtime import bindings, called
+from .stream import DEFAULT, Event
+
+_TYPESTR = {np.dtype(dtype).str: name for name, dtype in STORAGE.items() if name != "bf16"}
+_UNORDERED = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,34 +28,38 @@ class View:
     element: str
     owner: Any = dataclasses.field(repr=False)
 
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """None for bf16, which NumPy does not have."""
+        return None if self.element == "bf16" else np.dtype(STORAGE[self.element])
 
-class _Tensor(ctypes.Structure):
-    """DLTensor of dlpack.h, which a DLManagedTensor begins with; its nested structs are laid out flat."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32), ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )  # fmt: skip
+    def is_packed(self, axes: Sequence[int] | None = None) -> bool:
+        """Whether these axes, or all, lie in C order without gaps."""
+        step = 1
+        for axis in reversed(range(len(self.shape)) if axes is None else axes):
+            if self.shape[axis] > 1 and self.strides[axis] != step:
+                return False
+            step *= self.shape[axis]
+        return True
 
 
 def view(array: Any, name: str, stream: int = 0) -> View:
-    """Where a GPU array lies; work that is queued on it elsewhere is waited for by `stream` (0: the default stream).
+    """Where a GPU array lies; work that is queued on it elsewhere is waited for by `stream`.
 
-    Raises UsageError for arrays that are not on a GPU, or of a dtype that no kernel takes.
+    stream  an address; 0: the default stream; -1: nothing waits.  A DeviceArray without `ready` is waited for by none:
+            who queued work on it orders the streams.
+    Raises UsageError for arrays that are not on a GPU, or of a dtype that no kernel or engine takes.
     """
     if isinstance(array, DeviceArray):
+        if array.ready and stream != _UNORDERED:
+            array.wait_on(stream or DEFAULT)
         return View(array.pointer, array.shape, _packed(array.shape), array.element, array)
     if hasattr(array, "__dlpack_device__"):
-        if int(array.__dlpack_device__()[0]) not in _CUDA:
-            raise UsageError(
-                f"{name} is not on a CUDA device", remedy="move it there, or give NumPy arrays and get one back"
-            )
+        _check_device(name, *array.__dlpack_device__())
         # in DLPack's numbering 1 is the default stream, and 0 is not allowed
-        return read_capsule(array.__dlpack__(stream=stream or 1), name)
+        return read_capsule(array.__dlpack__(stream=stream or DEFAULT), name)
     if hasattr(array, "__cuda_array_interface__"):
-        return _from_interface(array, name)
+        return _from_interface(array, name, stream or DEFAULT)
     raise UsageError(
         f"{name} is a {type(array).__name__}",
         remedy="give NumPy arrays, or arrays with __dlpack__ or __cuda_array_interface__",
@@ -66,23 +68,35 @@ def view(array: Any, name: str, stream: int = 0) -> View:
 
 def read_capsule(capsule: Any, name: str) -> View:
     """The view of a "dltensor" capsule, which stays its owner: it is never marked as used."""
-    tensor = _Tensor.from_address(_capsule_pointer(capsule, b"dltensor"))
-    element = _DLPACK.get((tensor.code, tensor.bits)) if tensor.lanes == 1 else None
-    if element is None:
+    tensor = Tensor.of(capsule)
+    if tensor.element is None:
         raise _dtype_error(name, f"of DLPack's type code {tensor.code} with {tensor.bits} bits")
     shape = tuple(tensor.shape[: tensor.ndim])
     strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else _packed(shape)
-    return View((tensor.data or 0) + tensor.byte_offset, shape, strides, element, capsule)
+    return View((tensor.data or 0) + tensor.byte_offset, shape, strides, tensor.element, capsule)
 
 
-def _from_interface(array: Any, name: str) -> View:
+def _check_device(name: str, kind: int, number: int) -> None:
+    if int(kind) not in (CUDA, CUDA_MANAGED):
+        raise UsageError(
+            f"{name} is not on a CUDA device", remedy="move it there, or give NumPy arrays and get one back"
+        )
+    # a kernel that reads another GPU's memory fails, and ends CUDA for the whole process
+    if int(kind) == CUDA and int(number) != (current := int(called(bindings().cudaGetDevice()))):
+        raise UsageError(f"{name} is on CUDA device {number}, and device {current} is in use", remedy="move it there")
+
+
+def _from_interface(array: Any, name: str, stream: int) -> View:
     facts = array.__cuda_array_interface__
     element = _TYPESTR.get(facts["typestr"])
     if element is None:
         raise _dtype_error(name, f"of type {facts['typestr']}")
+    theirs = facts.get("stream")  # in the same numbering as DLPack's; None: nothing to wait for
+    if theirs is not None and stream not in (_UNORDERED, theirs):
+        Event(theirs).precede(stream)
     shape = tuple(facts["shape"])
-    steps = facts.get("strides")
-    strides = tuple(step // _BYTES[element] for step in steps) if steps else _packed(shape)
+    steps, size = facts.get("strides"), np.dtype(STORAGE[element]).itemsize
+    strides = tuple(step // size for step in steps) if steps else _packed(shape)
     return View(facts["data"][0], shape, strides, element, array)
 
 
@@ -95,7 +109,4 @@ def _packed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _dtype_error(name: str, fact: str) -> UsageError:
-    return UsageError(
-        f"{name} is {fact}",
-        remedy="give float16 or bfloat16; weights of the second set in float32, regions and subjects in uint8",
-    )
+    return UsageError(f"{name} is {fact}", remedy=f"convert it to one of: {', '.join(STORAGE)}")

@@ -1,24 +1,27 @@
-"""The engines of one bundle: opened when first needed, freed when their stage is over, watched for NaN."""
+"""The engines of a diffusion bundle: freed when their stage is over, and run again in fp32 where fp16 fails."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import threading
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from ..bundle import Bundle
-from ..engine import Arrays, Device, Engine, Precision, StepCallback
-from ..errors import BundleError, EngineClosed, EngineError
+from ..engine import GPUS, Arrays, Device, Engine, Precision, StepCallback
+from ..engine_set import EngineSet
+from ..errors import BundleError
+from ..finite import not_finite
 from .settings import remedy_of
 from .signatures import Signature, differences
 
+log = logging.getLogger("facesdk")
 
-class Engines:
+
+class Engines(EngineSet):
     """Engines by name, each opened when it is first needed.  Safe to use from several threads.
 
     precision  "fp16": of all engines that have such a form, `step` at least; "bf16": of `step`.
@@ -34,37 +37,18 @@ class Engines:
         precision: Precision,
         resident: bool,
     ) -> None:
-        self.bundle, self.precision, self.resident = bundle, precision, resident
-        self._signatures, self._device, self._threads = signatures, device, threads
-        self._open: dict[str, Engine] = {}
+        halves = {name for name in bundle.engine_names if "fp16" in bundle.forms(name)} if precision == "fp16" else ()
+        super().__init__(bundle, device, threads, dict.fromkeys({"step", *halves}, precision))
+        self.resident, self._signatures = resident, signatures
+        self._replaced: dict[str, Engine] = {}
         self._users: collections.Counter[str] = collections.Counter()
-        self._lock, self._closed = threading.RLock(), False
-
-    def __getitem__(self, name: str) -> Engine:
-        """The engine, opened; raises BundleError where it is not what the bundle says."""
-        with self._lock:
-            self.check_open()
-            if name not in self._open:
-                self._open[name] = self._opened(name)
-            return self._open[name]
-
-    @property
-    def opened(self) -> tuple[str, ...]:
-        """Names of the engines that are open."""
-        return tuple(self._open)
-
-    def precision_of(self, name: str) -> Precision:
-        """The precision in which an engine is opened."""
-        if name == "step" or (self.precision == "fp16" and "fp16" in self.bundle.forms(name)):
-            return self.precision
-        return "fp32"
 
     def file_mb(self, name: str) -> float:
         """Megabytes of an engine's file and of the weights beside it, in its precision and for the device."""
         forms, half = self.bundle.forms(name), self.precision_of(name) == "fp16"
         file = forms["fp16"] if half and "fp16" in forms else forms["default"]
         weights = [file.with_name(f"{file.name}.data")]
-        if "cpu" in forms and self.precision_of(name) == "fp32" and self._device != "cuda":
+        if "cpu" in forms and self.precision_of(name) == "fp32" and self.device not in GPUS:
             weights.append(file.with_name(f"{name}.winograd.data"))
         return sum(part.stat().st_size for part in (file, *weights) if part.is_file()) / 1e6
 
@@ -78,40 +62,52 @@ class Engines:
         finally:
             with self._lock:
                 self._users.subtract(names)
-                idle = [name for name in names if not self.resident and not self._users[name]]
-                for engine in filter(None, (self._open.pop(name, None) for name in idle)):
-                    engine.close()
+                self._free([name for name in names if not self._users[name]])
 
     def run(self, name: str, **arrays: npt.NDArray[Any]) -> dict[str, Any]:
         """The outputs of one engine by name; raises EngineError where they are not finite."""
         with self.stage(name):
-            outputs = self[name](**arrays)
-        self._check_finite(name, outputs)
-        return outputs
+            return super().run(name, **arrays)
+
+    def run_again(self, name: str, **arrays: npt.NDArray[Any]) -> dict[str, Any]:
+        """The outputs of one engine by name, in fp32 where they are not finite in fp16.
+
+        That is logged, and the engine stays in fp32.  Raises EngineError where they are not finite then either.
+        """
+        with self.stage(name):
+            if self.precision_of(name) == "fp16":
+                outputs = self[name](**arrays)
+                broken = not_finite(outputs)
+                if not broken:
+                    return outputs
+                self._widen(name, broken)
+            return self.run(name, **arrays)
 
     def scan(self, name: str, carry: Arrays, xs: Arrays, constants: Arrays, on_step: StepCallback) -> dict[str, Any]:
         """See Engine.scan; raises EngineError where the carry is not finite."""
         with self.stage(name):
-            outputs = self[name].scan(carry, xs, constants, on_step)
-        self._check_finite(name, outputs)
-        return outputs
+            return self._checked(name, lambda engine: engine.scan(carry, xs, constants, on_step))
 
-    def close(self) -> None:
-        """Free all engines; later calls raise EngineClosed."""
+    def _widen(self, name: str, broken: list[str]) -> None:
+        """Replace an engine by its fp32 form; calls of other threads may be under way in the old one."""
         with self._lock:
-            self._closed = True
-            for engine in self._open.values():
-                engine.close()
+            if self.precision_of(name) == "fp16":
+                log.warning(
+                    "engine %s of %s gave NaN or infinite values in %s in fp16: it runs again, and stays, in fp32",
+                    name, self.bundle.name, ", ".join(broken),
+                )  # fmt: skip
+                self._precisions[name] = "fp32"
+                self._replaced[name] = self._engines.pop(name)
 
-    def check_open(self) -> None:
-        """Raise EngineClosed after `close`."""
-        if self._closed:
-            raise EngineClosed(f"the networks of {self.bundle.name} were closed", remedy="make new ones")
+    def _free(self, idle: list[str]) -> None:
+        for engines in (self._replaced, {} if self.resident else self._engines):
+            for engine in filter(None, (engines.pop(name, None) for name in idle)):
+                engine.close()
 
     def _opened(self, name: str) -> Engine:
         # the step is as fast on ONNX Runtime, in two thirds of the memory; and to find out it would be loaded twice
         engine = self.bundle.open(
-            name, self._device, precision=self.precision_of(name), threads=self._threads, openvino=name != "step"
+            name, self.device, precision=self.precision_of(name), threads=self.threads, openvino=name != "step"
         )
         wrong = differences(engine, *self._signatures[name])
         if wrong:
@@ -119,12 +115,3 @@ class Engines:
             fact = f"engine {name} of {self.bundle.name} does not fit the bundle: {', '.join(wrong)}"
             raise BundleError(fact, remedy=remedy_of(self.bundle))
         return engine
-
-    def _check_finite(self, name: str, outputs: Mapping[str, Any]) -> None:
-        broken = [key for key, values in outputs.items() if not np.isfinite(values).all()]
-        if broken:
-            raise EngineError(
-                f"engine {name} of {self.bundle.name} gave NaN or infinite values in {', '.join(broken)}",
-                cause="half precision that overflowed, a guidance far too great, or a damaged file",
-                remedy="run it in fp32 on the CPU (device='cpu'); if it fails there too, export it again",
-            )

@@ -22,6 +22,7 @@ from .job import Job, job_of
 from .loop import OnLatents, denoise
 from .networks import DiffusionNetworks
 from .options import Fusion, GenerateOptions
+from .plan import pictures_at_once
 from .samplers import SchedulerName
 from .schedule import check_whole
 
@@ -119,7 +120,7 @@ def _denoised(job: Job, told: Conditioning, times: Floats, known: Floats | None,
     networks, images, sampler = job.networks, job.options.images, job.course.sampler
     parts = []
     with networks.stage("step", *watch.engines):
-        batch = job.options.batch or (images if networks.step.device == "cuda" else 1)
+        batch = networks.step.at_most(pictures_at_once(job.options, networks.step.device), "bank")
         watch.batches = math.ceil(images / batch)
         for number, first in enumerate(range(0, images, batch)):
             pictures = range(first, min(first + batch, images))

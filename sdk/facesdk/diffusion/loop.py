@@ -92,7 +92,7 @@ def _series(
 ) -> dict[str, Any]:
     """Inputs of the step that differ from step to step."""
     series = {
-        "scale": sampler.scales.astype(np.float32),
+        "scale": sampler.scales[:, None].astype(np.float32),
         "time": times,
         "matrix": matrices.astype(np.float32),
     }

@@ -66,10 +66,8 @@ class DiffusionNetworks:
         self.settings, self.faces = DiffusionSettings.of(bundle), FaceSettings.of(bundle)
         self.bundle, self.device = bundle, device
         self.engines = Engines(bundle, signatures(self.settings), device, threads, precision, resident)
-        self._threads = threads
         self._texts: collections.OrderedDict[bytes, Context] = collections.OrderedDict()
-        self._encoder: Encoder | None = None
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
 
     @property
     def step(self) -> Engine:
@@ -80,11 +78,7 @@ class DiffusionNetworks:
     def encoder(self) -> Encoder:
         """The encoder whose vectors the mapping networks understand; stays open until `close`."""
         self.face_settings()
-        with self._lock:
-            self.engines.check_open()
-            if self._encoder is None:
-                self._encoder = Encoder(self.bundle, self.device, self._threads)
-            return self._encoder
+        return self.engines.encoder
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -100,8 +94,6 @@ class DiffusionNetworks:
         with self._lock:
             self.engines.close()
             self._texts.clear()
-            if self._encoder is not None:
-                self._encoder.close()
 
     def __enter__(self) -> DiffusionNetworks:
         return self
@@ -148,10 +140,10 @@ class DiffusionNetworks:
         return self.engines.scan("step", carry, xs, constants, on_step)
 
     def decode(self, latents: Floats, tile: int | None = None) -> Pictures:
-        """(n, H, W, 3) RGB of (n, 4, h, w), one at a time; see `autoencoder.decode`."""
+        """(n, H, W, 3) RGB of (n, 4, h, w), one at a time, in fp32 where fp16 fails; see `autoencoder.decode`."""
 
         def network(latent: Floats) -> Floats:
-            return np.asarray(self.engines.run("vae_decoder", latent=latent[None])["image"][0])
+            return np.asarray(self.engines.run_again("vae_decoder", latent=latent[None])["image"][0])
 
         with self.stage("vae_decoder"):
             return np.stack([autoencoder.decode(network, latent, self.settings.cell, tile) for latent in latents])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from ..engine import GPUS
 from ..graph import Graph
 from .networks import DiffusionNetworks
 from .options import GenerateOptions, course
@@ -43,7 +44,7 @@ def plan(
     latent = settings.latent_channels * (height // settings.cell) * (width // settings.cell)
     context = (1 if way.guidance == 1 else 2) * _context_row(networks)
     bank, noises = way.sampler.matrices.shape[1], len(way.sampler) if way.sampler.noisy else 1
-    batch = options.batch or (options.images if networks.device == "cuda" else 1)
+    batch = pictures_at_once(options, networks.device)
     pixels = 3 * width * height
     counts = {
         "faces": (("encoder", MAPPINGS[method]) if method else (), people * settings.width),
@@ -55,6 +56,14 @@ def plan(
     }
     rows = ((stage, engines, math.ceil(count) * _FLOAT / _MB) for stage, (engines, count) in counts.items() if engines)
     return [StageMemory(stage, engines, sum(map(networks.engines.file_mb, engines)), mb) for stage, engines, mb in rows]
+
+
+def pictures_at_once(options: GenerateOptions, device: str) -> int:
+    """How many pictures are denoised together: as many as asked for, else all on a GPU and one on processors.
+
+    The step engine may take fewer in a call: see Engine.at_most.
+    """
+    return options.batch or (options.images if device in GPUS else 1)
 
 
 def _context_row(networks: DiffusionNetworks) -> int:

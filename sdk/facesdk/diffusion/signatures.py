@@ -28,7 +28,7 @@ def signatures(settings: DiffusionSettings) -> dict[str, Signature]:
     names = context_names(settings.layers)
     step: Takes = {
         "bank": ("float32", ("free", "free", *latent[1:])),
-        "scale": ("float32", ()),
+        "scale": ("float32", (1,)),
         "time": ("float32", (settings.time_width,)),
         "matrix": ("float32", ("free", "free")),
         "weights": ("float32", ("free",)),

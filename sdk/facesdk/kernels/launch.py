@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ from ..cuda.views import View, view
 from ..errors import UsageError, one_of
 from .library import DTYPES, HEAD_DIMS, Arguments, Library, Tensor
 from .operands import ELEMENTS, Operands, sizes_of
+
+# a bool is one byte, 0 or 1
+_AS = {"bool": "uint8"}
 
 
 def launch(x: Operands[Any], scale: float | None, out: Any, stream: int, kernels: Library) -> Any:
@@ -59,10 +62,11 @@ def address_of(stream: Any) -> int:
 
 
 def _check_view(name: str, seen: View, element: str) -> None:
-    if seen.element != ELEMENTS.get(name, element):
-        raise UsageError(f"{name} is {seen.element}, not {ELEMENTS.get(name, element)}", remedy="convert it")
+    held, want = _AS.get(seen.element, seen.element), ELEMENTS.get(name, element)
+    if held != want:
+        raise UsageError(f"{name} is {seen.element}, not {want}", remedy="convert it")
     rank = len(seen.shape)
-    if not _is_packed(seen, range(rank) if rank < 4 else (3,)):
+    if not seen.is_packed((3,) if rank == 4 else None):
         what = "its last axis" if rank == 4 else "it"
         raise UsageError(f"{name} is not contiguous", cause=f"strides {seen.strides}", remedy=f"make {what} contiguous")
     strides = [_stride(seen, axis) for axis in range(3)] if rank == 4 else []
@@ -72,15 +76,6 @@ def _check_view(name: str, seen: View, element: str) -> None:
             cause="rows are read 16 bytes at a time",
             remedy="give an address that is a multiple of 16 and strides that are multiples of 8, or a contiguous copy",
         )
-
-
-def _is_packed(seen: View, axes: Sequence[int]) -> bool:
-    step = 1
-    for axis in reversed(axes):
-        if seen.shape[axis] > 1 and seen.strides[axis] != step:
-            return False
-        step *= seen.shape[axis]
-    return True
 
 
 def _stride(seen: View, axis: int) -> int:

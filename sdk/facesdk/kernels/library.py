@@ -88,14 +88,19 @@ class Library:
 
 
 def load(path: str | Path | None = None) -> Library:
-    """The kernel library: `path`, else $FACESDK_KERNELS (each a file or its folder), else beside this package or built.
+    """The kernel library at `find(path)`, opened; raises what that raises, and ProviderUnavailable like `Library`."""
+    return _open(find(path))
+
+
+def find(path: str | Path | None = None) -> Path:
+    """The file of the library: `path`, else $FACESDK_KERNELS (a file or its folder), else beside this package or built.
 
     Raises MissingDependency where there is none; a place that was named is the only one looked at.
     """
     named = path or os.environ.get(VARIABLE)
     places = [Path(named)] if named else [_HERE, _CHECKOUT / "build" / "kernels"]
     for file in _files(places):
-        return _open(file)
+        return file
     raise MissingDependency(
         "the attention kernels are not built",
         cause=f"no {_FILE} in {' or '.join(map(str, places))}" if not path else f"{path} does not exist",

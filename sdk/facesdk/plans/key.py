@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,16 @@ class Key:
 
 @dataclasses.dataclass(frozen=True)
 class Here:
-    """What a plan meets where it is to run.  Files that are absent here, and an empty capability, are not compared."""
+    """What a plan meets where it is to run.  What is empty, and files that are absent here, are not compared.
+
+    gpu  its model, on which alone a plan of TensorRT runs that was built with hardware "this".
+    """
 
     version: str
     capability: str = ""
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     kernel: str = ""
+    gpu: str = ""
 
 
 def side_car(plan: Path) -> Path:
@@ -101,7 +106,9 @@ def check(plan: Path, here: Here, *, whole: bool = False) -> Key:
         cause = f"it has {size} bytes of {key.plan_size}" if size != key.plan_size else "its sha256 is another"
         raise EngineUnreadable(f"{plan} is damaged", cause=cause, remedy=f"{key.command} --force")
     if found := list(differences(key, here)):
-        raise EngineStale(f"{plan.name} was built for something else", cause="; ".join(found), remedy=key.command)
+        raise EngineStale(
+            f"{plan.name} was built for something else", cause="; ".join(found), remedy=_rebuild(key, here)
+        )
     return key
 
 
@@ -112,17 +119,26 @@ def differences(key: Key, here: Here) -> Iterator[str]:
     if here.capability and not _runs_on(key, here.capability):
         kinds = ", ".join(key.capabilities) + (" and every GPU from 8.0 on" if key.hardware == "ampere" else "")
         yield f"it runs on compute capability {kinds}, this GPU has {here.capability}"
+    elif here.gpu and here.gpu != key.gpu and key.device == "tensorrt" and key.hardware == "this":
+        yield f"it was built for {key.gpu} alone, this is {here.gpu}"
     for name, digest in key.files.items():
         if here.files.get(name, digest) != digest:
             yield f"{name} has changed"
     if key.kernel != here.kernel:
-        yield "it was built with another kernel library"
+        yield "it was built with another plugin library" if here.kernel else "the plugin library it calls is not here"
 
 
 def files_of(path: Path, pinned: Mapping[str, str]) -> dict[str, str]:
     """Name -> sha256 of an ONNX file and of the files that hold its weights; `pinned` ones are not read."""
     names = [path.name, *sorted(parse_file(path, _weight_files))]
     return {name: pinned.get(name) or sha256(path.with_name(name)) for name in names}
+
+
+def _rebuild(key: Key, here: Here) -> str:
+    """The command that builds a plan again; one of TensorRT for RTX for this GPU as well."""
+    if key.device != "tensorrt-rtx" or not here.capability or _runs_on(key, here.capability):
+        return key.command
+    return f"{re.sub(' --gpus [^ ]+', '', key.command)} --gpus {','.join((*key.capabilities, here.capability))}"
 
 
 def _runs_on(key: Key, capability: str) -> bool:

@@ -12,6 +12,9 @@ from ..errors import MissingDependency, ProviderUnavailable
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 # TensorRT's own libraries are on no registry but NVIDIA's, which this package's set-up asks by itself
 _INSTALL = {"tensorrt-rtx": "pip install tensorrt-rtx", "tensorrt": "pip install tensorrt-cu13"}
+#: device -> compute capabilities that its library runs on, where it does not run on all that CUDA does
+#: (members of ComputeCapability in tensorrt_rtx 1.7.1)
+CAPABILITIES = {"tensorrt-rtx": ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")}
 
 
 def require(device: str, verb: str) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..bundle import Bundle
-from ..engine import Device, Engine, Precision
-from ..errors import BundleError, EngineError, FaceSDKError, UsageError
+from ..engine import Device, Precision
+from ..engine_set import EngineSet
+from ..errors import BundleError, FaceSDKError, UsageError
 from ..store import Store
 
 Floats = npt.NDArray[np.float32]
@@ -52,8 +53,8 @@ def find_bundle(store: Store, name_or_path: str | Path | None = None) -> Bundle:
     return store.only(SYSTEM, name_or_path, what="face swap", argument="swapper", option="--bundle", how=how)
 
 
-class SwapNetworks:
-    """The engines of a hififace bundle.
+class SwapNetworks(EngineSet):
+    """The engines of a hififace bundle, opened at once.  Safe to use from several threads.
 
     Engines: identity (face -> identity), shape (face -> coefficients), target (target -> skip, bottleneck), decoder
     (target, skip, bottleneck, vector -> swapped, mask); pictures are (n, 3, size, size) float32 RGB 0..1.
@@ -64,19 +65,17 @@ class SwapNetworks:
     ) -> None:
         """Raises BundleError where the bundle is of another kind, or what Engine.open raises."""
         constants = _constants(bundle)
-        self.bundle = bundle
+        super().__init__(bundle, device, threads, dict.fromkeys(ENGINES, precision))
         self.size: int = constants["size"]
         self.template: str = constants["template"]
         self._shape_width: int = constants["shape_coefficients"]
         self._renormalise: bool = constants["renormalise_identity"]
-        self._engines: dict[str, Engine] = {}
         try:
-            for name in ENGINES:
-                self._engines[name] = bundle.open(name, device, precision=precision, threads=threads)
+            opened = {name: self[name] for name in ENGINES}
         except FaceSDKError:
             self.close()
             raise
-        self.description = self._engines["decoder"].description
+        self.description = opened["decoder"].description
 
     def source(self, crop: Floats) -> SourceFace:
         """The source's vector from its (size, size, 3) crop, RGB 0..1."""
@@ -123,23 +122,6 @@ class SwapNetworks:
         norm = max(float(np.linalg.norm(identity)), 1e-12)
         shape = np.mean([source.shape for source in sources], axis=0)
         return SourceFace((identity / norm).astype(np.float32), shape.astype(np.float32))
-
-    def close(self) -> None:
-        """Free all engines."""
-        for engine in self._engines.values():
-            engine.close()
-
-    def run(self, name: str, **arrays: Floats) -> dict[str, Any]:
-        """The outputs of one engine by name; raises EngineError where they are not finite."""
-        outputs = self._engines[name](**arrays)
-        broken = [key for key, values in outputs.items() if not np.isfinite(values).all()]
-        if broken:
-            raise EngineError(
-                f"engine {name} of {self.bundle.name} gave NaN or infinite values in {', '.join(broken)}",
-                cause="half precision that overflowed, or a damaged checkpoint",
-                remedy="run it on the CPU (device='cpu'); if it fails there too, export it again",
-            )
-        return outputs
 
 
 def _constants(bundle: Bundle) -> Mapping[str, Any]:

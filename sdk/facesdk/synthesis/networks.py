@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..bundle import Bundle
-from ..encoder import Encoder
 from ..engine import Device, Engine, Precision, Tensor
-from ..errors import BundleError, EngineClosed, EngineError, ProviderUnavailable, UsageError
+from ..engine_set import EngineSet
+from ..errors import BundleError, ProviderUnavailable, UsageError
 from ..store import Store
 from .masks import POSITIONS, MaskLaw, Masks
 
@@ -50,7 +49,7 @@ def find_bundle(store: Store, name_or_path: str | Path | None = None) -> Bundle:
     return store.only(SYSTEM, name_or_path, what="face synthesis", argument="synthesizer", option="--bundle", how=how)
 
 
-class SynthesisNetworks:
+class SynthesisNetworks(EngineSet):
     """The engines of a vec2face bundle, each opened when it is first needed.  Safe to use from several threads.
 
     law     of the masks that the generator was published with.
@@ -66,27 +65,15 @@ class SynthesisNetworks:
         precision: of the generator; gradients and what measures the pictures stay fp32.
         """
         self.terms, constants = _terms(bundle), _constants(bundle)
-        self.bundle, self.width, self.size = bundle, constants["vector"], constants["size"]
+        super().__init__(bundle, device, threads, {"generator": precision})
+        self.width, self.size = constants["vector"], constants["size"]
         self.law = _law(bundle, constants)
-        self._device, self._threads, self._precision = device, threads, precision
         self._signatures = _signatures(self.width, self.size, TOKENS - self.law.dropped, len(self.terms))
-        self._engines: dict[str, Engine] = {}
-        self._encoder: Encoder | None = None
-        self._lock, self._closed = threading.Lock(), False
 
     @property
     def description(self) -> str:
         """What the generator runs on; opens it."""
-        return self._engine("generator").description
-
-    @property
-    def encoder(self) -> Encoder:
-        """The bundle's own encoder, whose vectors the generator understands; closed by `close`."""
-        with self._lock:
-            self._check_open()
-            if self._encoder is None:
-                self._encoder = Encoder(self.bundle, self._device, self._threads)
-            return self._encoder
+        return self["generator"].description
 
     def pictures(self, vectors: Floats, masks: Masks) -> Pictures:
         """(n, size, size, 3) RGB pictures of (n, width) vectors, one mask each."""
@@ -117,46 +104,8 @@ class SynthesisNetworks:
             measured.update({name: angles[:, column] for column, name in enumerate(ANGLES)})
         return measured
 
-    def run(self, name: str, **arrays: npt.NDArray[Any]) -> dict[str, Any]:
-        """The outputs of one engine by name; raises EngineError where they are not finite."""
-        outputs = self._engine(name)(**arrays)
-        broken = [key for key, values in outputs.items() if not np.isfinite(values).all()]
-        if broken:
-            raise EngineError(
-                f"engine {name} of {self.bundle.name} gave NaN or infinite values in {', '.join(broken)}",
-                cause="half precision that overflowed, a vector far from what the generator knows, or a damaged file",
-                remedy="run it in fp32 on the CPU (device='cpu'); if it fails there too, export it again",
-            )
-        return outputs
-
-    def close(self) -> None:
-        """Free all engines; later calls raise EngineClosed."""
-        with self._lock:
-            self._closed = True
-            for engine in self._engines.values():
-                engine.close()
-            if self._encoder is not None:
-                self._encoder.close()
-
-    def __enter__(self) -> SynthesisNetworks:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def _engine(self, name: str) -> Engine:
-        with self._lock:
-            self._check_open()
-            if name not in self._engines:
-                self._engines[name] = self._open(name)
-            return self._engines[name]
-
-    def _open(self, name: str) -> Engine:
-        if name == "step":
-            engine = self._open_step()
-        else:
-            precision: Precision = self._precision if name == "generator" else "fp32"
-            engine = self.bundle.open(name, self._device, precision=precision, threads=self._threads)
+    def _opened(self, name: str) -> Engine:
+        engine = self._opened_step() if name == "step" else super()._opened(name)
         wrong = _differences(engine, *self._signatures[name])
         if wrong:
             engine.close()
@@ -165,19 +114,15 @@ class SynthesisNetworks:
             )
         return engine
 
-    def _open_step(self) -> Engine:
+    def _opened_step(self) -> Engine:
         # OpenVINO 2026.4.1 gives wrong gradients at the published sizes, in fp32 too: benchmarks/synthesize.py shows it
-        if self._device == "openvino":
+        if self.device == "openvino":
             raise ProviderUnavailable(
                 "attributes cannot be optimised on openvino",
                 cause="its gradients of the published networks are wrong, while its pictures are right",
                 remedy="ask for device auto or cpu, or for the kind reference, which optimises nothing",
             )
-        return self.bundle.open("step", self._device, threads=self._threads, openvino=False)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise EngineClosed(f"the networks of {self.bundle.name} were closed", remedy="make new SynthesisNetworks")
+        return self.bundle.open("step", self.device, threads=self.threads, openvino=False)
 
 
 def _rows(values: Floats) -> Floats:

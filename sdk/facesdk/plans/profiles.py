@@ -1,8 +1,9 @@
 """The sizes that a plan is built for: smallest, best and largest shape of every input with free axes.
 
-A bundle says them in `[profiles.<engine>]`: `input = [[smallest], [best], [largest]]`.  A size said of a named axis
-holds wherever that name recurs, so that one input often says all.  What is not said comes from the card's example: an
-axis that counts rows, one that some input has first, is free from 1 on, every other is as long as in the example.
+A bundle says them in `[profiles.<engine>]`: `axis = [smallest, best, largest]` of an axis wherever its name recurs, or
+`input = [[smallest], [best], [largest]]` of whole shapes, whose sizes hold for their named axes elsewhere too.  What is
+not said comes from the card's example: an axis that counts rows, one that some input has first, is free from 1 on,
+every other is as long as in the example.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from facesdk.bundle import MANIFEST
-from facesdk.errors import BundleError
-from facesdk.graph import Value
+from ..bundle import MANIFEST
+from ..errors import BundleError
+from ..graph import Value
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,18 +44,21 @@ def said(path: Path, engine: str) -> Mapping[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, AttributeError) as error:
         raise BundleError(f"{path} cannot be read", cause=str(error), remedy="check the file") from error
     if not isinstance(table, dict):
-        raise BundleError(f"{path}: profiles.{engine} is no table", remedy=_example(engine, "image"))
+        raise BundleError(f"{path}: profiles.{engine} is no table", remedy=_of_axis(engine, "batch"))
     return table
 
 
 def profile(engine: str, inputs: Sequence[Value], table: Mapping[str, Any], examples: Mapping[str, Shape]) -> Profile:
     """The shapes of every input that has free axes; raises BundleError for sizes that are missing or contradictory."""
-    if unknown := table.keys() - {value.name for value in inputs}:
-        names = ", ".join(value.name for value in inputs)
-        fact = f"profiles.{engine}: there is no input {', '.join(sorted(unknown))}"
-        raise BundleError(fact, remedy=f"the inputs are: {names}")
+    free = {axis for value in inputs for axis in value.shape if isinstance(axis, str)}
+    if unknown := table.keys() - {value.name for value in inputs} - free:
+        raise BundleError(
+            f"profiles.{engine}: there is no input or free axis {', '.join(sorted(unknown))}",
+            remedy=f"the inputs are: {', '.join(map(str, inputs))}",
+        )
     shapes = {value.name: _checked(engine, value, table[value.name]) for value in inputs if value.name in table}
-    axes = _axes(engine, inputs, shapes, examples)
+    axes = {name: _checked_sizes(engine, name, sizes) for name, sizes in table.items() if name not in shapes}
+    axes = _axes(engine, inputs, axes, shapes, examples)
     result: Profile = {}
     for value in inputs:
         if any(not isinstance(size, int) for size in value.shape):
@@ -85,18 +89,34 @@ def _checked(engine: str, value: Value, shapes: Any) -> tuple[Shape, Shape, Shap
     return tuple(rows[0]), tuple(rows[1]), tuple(rows[2])
 
 
+def _checked_sizes(engine: str, axis: str, sizes: Any) -> Sizes:
+    """The three sizes said of one axis."""
+    whole = isinstance(sizes, list | tuple) and all(type(size) is int and size > 0 for size in sizes)
+    if not whole or len(sizes) != 3 or list(sizes) != sorted(sizes):
+        raise BundleError(
+            f"profiles.{engine}.{axis} is {sizes!r}",
+            cause="it has to be smallest, best and largest size of an axis, in whole numbers that do not shrink",
+            remedy=_of_axis(engine, axis),
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
 def _axes(
-    engine: str, inputs: Sequence[Value], shapes: Mapping[str, Sequence[Shape]], examples: Mapping[str, Shape]
+    engine: str,
+    inputs: Sequence[Value],
+    said: Mapping[str, Sizes],
+    shapes: Mapping[str, Sequence[Shape]],
+    examples: Mapping[str, Shape],
 ) -> dict[str, Sizes]:
-    """Sizes of the axes whose name is a word: what was said of them, else what the example leads to."""
-    axes: dict[str, Sizes] = {}
+    """Sizes of the axes: what was said of them or of inputs that have them, else what the example leads to."""
+    axes = dict(said)
     for value in inputs:
         for index, axis in enumerate(value.shape):
             if isinstance(axis, str) and value.name in shapes:
                 sizes = _column(shapes[value.name], index)
                 if axes.setdefault(axis, sizes) != sizes:
                     fact = f"profiles.{engine}: axis {axis} is both {axes[axis]} and {sizes}"
-                    raise BundleError(fact, cause="equal names are equal sizes", remedy="say it of one input only")
+                    raise BundleError(fact, cause="equal names are equal sizes", remedy="say it once only")
     counts = {value.shape[0] for value in inputs if value.shape}
     for value in inputs:
         for axis, size in zip(value.shape, examples.get(value.name, ()), strict=False):
@@ -159,6 +179,10 @@ def _value(node: ast.expr, sizes: Mapping[str, int]) -> int:
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         return _OPERATORS[type(node.op)](_value(node.left, sizes), _value(node.right, sizes))
     raise KeyError(ast.dump(node))
+
+
+def _of_axis(engine: str, axis: str) -> str:
+    return f"[profiles.{engine}] {axis} = [smallest size, best, largest]"
 
 
 def _example(engine: str, name: str) -> str:
