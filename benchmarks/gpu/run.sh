@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Builds, checks and times the attention kernels on this machine's GPU; state, logs and the report are in build/gpu.
+# Builds, checks and times the attention kernels on this machine's GPU, then every bundle's engines by ONNX Runtime;
+# state, logs and the report are in build/gpu.
 #   run.sh                  every part, then the report; parts that are done are skipped unless what they read changed
-#   run.sh build|check|ceilings|time|report
-# Nothing is downloaded. PYTHON: the interpreter (python3), FACESDK_CUDA_ARCH: 90, say, where no GPU tells.
+#   run.sh build|check|ceilings|time|bundles|engines|report
+# Nothing is downloaded. PYTHON: the interpreter (python3), of an environment with onnxruntime-gpu for the engines;
+# FACESDK_CUDA_ARCH: 90, say, where no GPU tells; FACESDK_BUNDLES: a folder of bundles that are measured beside those of
+# random weights that the installed packages can make.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here/../.."
@@ -10,7 +13,15 @@ cd "$here/../.."
 python=${PYTHON:-python3}
 state=build/gpu
 library=$state/libfacesdk_kernels.so
-export PYTHONPATH="$PWD/sdk${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 FACESDK_KERNELS="$PWD/$library"
+bundles=$state/bundles
+makers=(engines export benchmarks/{generate,swap,synthesize,tensorrt_build}.py benchmarks/gpu/{bundles,cases,running}.py)
+# a folder of bundles, or one itself
+brought=()
+for found in ${FACESDK_BUNDLES:+"$FACESDK_BUNDLES"/bundle.toml "$FACESDK_BUNDLES"/*/bundle.toml}; do
+  [[ ! -f $found ]] || brought+=("${found%/bundle.toml}")
+done
+rooms=$PWD/sdk:$PWD/engines:$PWD/export:$PWD/benchmarks
+export PYTHONPATH="$rooms${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 FACESDK_KERNELS="$PWD/$library"
 # the references are many small products: threads would wait for one another longer than they compute
 export OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 OMP_NUM_THREADS=1
 mkdir -p "$state"
@@ -86,17 +97,50 @@ run_time() {
     --ceilings "$state/ceilings.json" -o "$state/attention.md"
 }
 
+# Every system in a process of its own, all at once, with threads: other parts' limit would make them slow.
+run_bundles() {
+  local system pid made_by status=0 pids=()
+  made_by=$(fingerprint "${makers[@]}")
+  [[ -f $bundles/of && $(<"$bundles/of") == "$made_by" ]] || rm -rf "$bundles"
+  mkdir -p "$bundles"
+  echo "$made_by" >"$bundles/of"
+  for system in annotation hififace vec2face face2diffusion "${brought[@]}"; do
+    env -u OPENBLAS_NUM_THREADS -u MKL_NUM_THREADS -u OMP_NUM_THREADS \
+      timeout 400 "$python" -m benchmarks.gpu.bundles "$bundles" "$system" &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || excused $? || status=1; done
+  return "$status"
+}
+
+run_engines() {
+  timeout 240 "$python" -m benchmarks.gpu.engines "$bundles" -o "$state/engines.md" || excused $?
+}
+
+# Status 3: something cannot be done here, and the reason was told; it is no failure, and tried again the next time.
+excused() {
+  (($1 == 3)) || return "$1"
+  touch "$state/$name.undone"
+}
+
+packages() {
+  echo "$python"
+  "$python" -c 'import importlib.metadata as m; print(*sorted(f"{d.name} {d.version}" for d in m.distributions()))'
+}
+
 report() {
   {
     echo "# GPU report"
     nvidia-smi --query-gpu=name,driver_version,compute_cap --format=csv,noheader 2>/dev/null || true
-    for part in build check ceilings; do
+    for part in build check ceilings bundles; do
       printf '\n## %s\n\n```text\n' "$part"
-      if [[ -f $state/$part.done ]]; then tail -40 "$state/$part.txt"; else echo "not done, or failed"; fi
+      if [[ -f $state/$part.done || -f $state/$part.undone ]]; then tail -40 "$state/$part.txt"; else echo "not done, or failed"; fi
       printf '```\n'
     done
     echo
     if [[ -f $state/time.done ]]; then cat "$state/attention.md"; else echo "Times: not taken, or failed"; fi
+    echo
+    if [[ -f $state/engines.md ]]; then cat "$state/engines.md"; else echo "Engines: not measured, or failed"; fi
   } >"$state/report.md"
   cat "$state/report.md"
 }
@@ -118,33 +162,39 @@ reads() {
     check) echo "$library benchmarks/gpu sdk/facesdk/kernels" ;;
     ceilings) echo "benchmarks/gpu/ceilings.py benchmarks/gpu/device.py" ;;
     time) echo "$library benchmarks/gpu sdk/facesdk/kernels $state/ceilings.json" ;;
+    bundles) echo "${makers[*]} ${brought[*]/%//bundle.toml}" ;;
+    engines) echo "$bundles/of $bundles/*/place.json benchmarks/gpu sdk/facesdk $state/packages.txt" ;;
   esac
 }
 
 part() {
   local name=$1 now
-  # shellcheck disable=SC2046  # several paths, none with spaces
+  [[ $name != engines ]] || packages >"$state/packages.txt"
+  # shellcheck disable=SC2046  # several paths and patterns, none with spaces
   now=$(fingerprint $(reads "$name"))
   if [[ -f $state/$name.done && $(<"$state/$name.done") == "$now" ]]; then
     echo "== $name: done already"
     return
   fi
   echo "== $name"
-  rm -f "$state/$name.done"
+  rm -f "$state/$name.done" "$state/$name.undone"
   "run_$name" 2>&1 | tee "$state/$name.txt"
-  echo "$now" >"$state/$name.done"
+  [[ -f $state/$name.undone ]] || echo "$now" >"$state/$name.done"
   echo "== $name: $SECONDS s"
 }
 
 case ${1:-all} in
-  build | check | ceilings | time) part "$1" ;;
+  build | check | ceilings | time | bundles | engines) part "$1" ;;
   report) report ;;
   all)
     failed=()
-    "$0" build
-    for name in check ceilings time; do
-      "$0" "$name" || failed+=("$name")  # a process each: what failed does not keep the rest from being measured
-    done
+    "$0" bundles >"$state/bundles.log" 2>&1 &  # on the processor alone, while others use it little
+    making=$!
+    # a process each: what failed does not keep the rest from being measured
+    for name in build check; do "$0" "$name" || failed+=("$name"); done
+    wait "$making" || failed+=(bundles)
+    cat "$state/bundles.log"
+    for name in ceilings time engines; do "$0" "$name" || failed+=("$name"); done
     "$0" report
     if ((${#failed[@]})); then
       echo "FAILED: ${failed[*]}"
@@ -152,7 +202,7 @@ case ${1:-all} in
     fi
     ;;
   *)
-    echo "usage: run.sh [build|check|ceilings|time|report]" >&2
+    echo "usage: run.sh [build|check|ceilings|time|bundles|engines|report]" >&2
     exit 2
     ;;
 esac

@@ -463,6 +463,9 @@ PYTHON = """#!/bin/bash
 echo "$*" >>"$CALLS"
 case "$*" in
   *"${FAILING:-nothing}"*) echo "broken"; exit 1 ;;
+  *"${UNABLE:-nothing}"*) echo "left out: no such thing here"; exit 3 ;;
+  -c*) echo "${PACKAGES:-numpy 2.0}" ;;
+  *gpu.engines*) echo "the engines" >"${@: -1}" ;;
   *time_attention*) echo "the table" >"${@: -1}" ;;
   *ceilings*) echo '{}' >"${@: -1}" ;;
   *check*) echo "24 of 24 problems right"; echo "the end" ;;
@@ -487,7 +490,7 @@ def tree(tmp_path: Path) -> Path:
     """A checkout of what run.sh reads, and tools that only say what they were asked for."""
     for folder in ("benchmarks/gpu", "kernels/src", "sdk/facesdk/kernels", "bin"):
         (tmp_path / folder).mkdir(parents=True)
-    for name in ("run.sh", "planted.cu", "ceilings.py", "device.py"):
+    for name in ("run.sh", "planted.cu", "ceilings.py", "device.py", "bundles.py"):
         shutil.copy(GPU / name, tmp_path / "benchmarks" / "gpu" / name)
     (tmp_path / "kernels" / "src" / "attention.cu").write_text("// kernel\n")
     for name, text in {"python": PYTHON, "nvcc": NVCC}.items():
@@ -514,18 +517,28 @@ def run_script(tree: Path, *words: str, **environment: str) -> tuple[int, str, l
     return done.returncode, done.stdout, calls.read_text().splitlines()
 
 
+def asked(calls: Sequence[str]) -> list[str]:
+    """Programs of the calls, in order; those of the bundles, which run beside others, first."""
+    words = [next((word for word in call.split() if "benchmarks.gpu" in word), call.split()[0]) for call in calls]
+    return sorted((word.removeprefix("benchmarks.gpu.") for word in words), key=lambda word: word != "bundles")
+
+
+EVERY = ["bundles"] * 4 + ["nvcc", "check", "check_face", "ceilings", "time_attention", "-c", "engines"]
+
+
 def test_run_sh_does_everything_once(tree: Path) -> None:
     status, text, calls = run_script(tree)
     assert status == 0, text
-    assert "code=sm_90" in calls[0]
-    assert [next(word for word in call.split() if "benchmarks.gpu" in word) for call in calls[1:]] == [
-        "benchmarks.gpu.check", "benchmarks.gpu.check_face", "benchmarks.gpu.ceilings", "benchmarks.gpu.time_attention",
-    ]  # fmt: skip
+    assert asked(calls) == EVERY
+    assert next(call for call in calls if call.startswith("nvcc")).count("code=sm_90") == 1
+    made = {call.split()[-1] for call in calls if "gpu.bundles" in call}
+    assert made == {"annotation", "hififace", "vec2face", "face2diffusion"}
     assert "compute-sanitizer is not here" in text
-    assert "the table" in text.split("# GPU report")[1]
+    report = text.split("# GPU report")[1]
+    assert report.index("the table") < report.index("the engines")
     status, text, calls = run_script(tree)
-    assert (status, calls) == (0, [])
-    assert text.count("done already") == 4
+    assert (status, asked(calls)) == (0, ["-c"])
+    assert text.count("done already") == 6
 
 
 def test_run_sh_repeats_what_depends_on_a_change(tree: Path) -> None:
@@ -534,11 +547,41 @@ def test_run_sh_repeats_what_depends_on_a_change(tree: Path) -> None:
     _, text, calls = run_script(tree)
     assert "build: done already" in text
     assert "ceilings: done already" in text
-    assert len(calls) == 3
+    assert asked(calls) == ["check", "check_face", "time_attention", "-c", "engines"]
     (tree / "kernels" / "src" / "attention.cu").write_text("// another kernel\n")
     _, text, calls = run_script(tree)
-    assert text.count("done already") == 1
-    assert len(calls) == 4
+    assert text.count("done already") == 3
+    assert asked(calls) == ["nvcc", "check", "check_face", "time_attention", "-c"]
+
+
+def test_run_sh_measures_engines_again_in_another_environment(tree: Path) -> None:
+    run_script(tree)
+    _, _, calls = run_script(tree, "engines", PACKAGES="onnxruntime-gpu 1.30")
+    assert asked(calls) == ["-c", "engines"]
+
+
+def test_run_sh_makes_bundles_again_when_their_code_changed(tree: Path) -> None:
+    run_script(tree, "bundles")
+    kept = tree / "build" / "gpu" / "bundles" / "hififace"
+    kept.mkdir()
+    (kept / "place.json").write_text("{}")
+    (tree / "build" / "gpu" / "bundles.done").unlink()  # a run that was stopped in the midst
+    run_script(tree, "bundles")
+    assert kept.is_dir()
+    (tree / "export").mkdir()
+    (tree / "export" / "recipe.py").write_text("changed")
+    run_script(tree, "bundles")
+    assert not kept.exists()
+
+
+def test_run_sh_takes_bundles_that_somebody_brought(tree: Path) -> None:
+    for name in ("one", "other"):
+        (tree / "brought" / name).mkdir(parents=True)
+        (tree / "brought" / name / "bundle.toml").write_text("")
+    _, _, calls = run_script(tree, "bundles", FACESDK_BUNDLES=str(tree / "brought"))
+    assert {call.split()[-1] for call in calls} > {str(tree / "brought" / name) for name in ("one", "other")}
+    _, _, calls = run_script(tree, "bundles", FACESDK_BUNDLES=str(tree / "brought" / "one"))
+    assert str(tree / "brought" / "one") in {call.split()[-1] for call in calls}
 
 
 def test_run_sh_goes_on_after_a_failed_part_and_says_so(tree: Path) -> None:
@@ -546,11 +589,41 @@ def test_run_sh_goes_on_after_a_failed_part_and_says_so(tree: Path) -> None:
     assert status == 1
     assert "FAILED: check" in text
     assert "the table" in text
+    assert "the engines" in text
     status, text, calls = run_script(tree)  # and takes up what failed
     assert status == 0
-    assert len(calls) == 2
+    assert asked(calls) == ["check", "check_face", "-c"]
     status, text, calls = run_script(tree, "nonsense")
     assert status == 2
+
+
+def test_run_sh_measures_engines_where_the_kernels_do_not_build(tree: Path) -> None:
+    (tree / "bin" / "nvcc").write_text("#!/bin/bash\nexit 1\n")
+    status, text, calls = run_script(tree)
+    assert status == 1
+    assert "FAILED: build" in text
+    assert "engines" in asked(calls)
+
+
+@pytest.mark.parametrize("part", ["bundles", "engines"])
+def test_run_sh_tells_what_cannot_be_done_here_and_tries_it_again(tree: Path, part: str) -> None:
+    status, text, _ = run_script(tree, UNABLE=f"gpu.{part}")
+    assert status == 0, text
+    assert "left out: no such thing here" in text
+    assert "FAILED" not in text
+    _, text, calls = run_script(tree)
+    assert part in asked(calls)
+    assert f"{part}: done already" not in text
+    status, text, _ = run_script(tree, part, FAILING=f"gpu.{part}", PACKAGES="others")
+    assert status == (1 if part == "engines" else 0)  # the bundles are done
+
+
+@pytest.mark.parametrize("failing", ["vec2face", "gpu.engines"])
+def test_run_sh_fails_where_bundles_or_engines_do(tree: Path, failing: str) -> None:
+    status, text, _ = run_script(tree, FAILING=failing)
+    assert status == 1
+    assert f"FAILED: {'engines' if 'engines' in failing else 'bundles'}" in text
+    assert "the table" in text
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ STEP = (
     Value("matrix", "float32", ("memory", "memory + 2")),
     Value("mask", "float32", ("batch", 1, "height", "width")),
     Value("image", "uint8", ("batch", "8*height", "8*width", 3)),
-    Value("scale", "float32", ()),
+    Value("scale", "float32", (1,)),
 )
 EXAMPLES = {
-    "bank": (3, 2, 4, 8, 10), "matrix": (2, 4), "mask": (3, 1, 8, 10), "image": (3, 64, 80, 3), "scale": (),
+    "bank": (3, 2, 4, 8, 10), "matrix": (2, 4), "mask": (3, 1, 8, 10), "image": (3, 64, 80, 3), "scale": (1,),
 }  # fmt: skip
 
 

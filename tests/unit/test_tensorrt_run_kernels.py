@@ -1,4 +1,4 @@
-"""Kernels that TensorRT-RTX compiles when a plan runs: kept from one start to the next, and compiled anew if need be."""
+"""Kernels that TensorRT-RTX compiles when a plan runs: kept from one start to the next, compiled anew if need be."""
 
 from __future__ import annotations
 

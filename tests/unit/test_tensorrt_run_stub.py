@@ -83,12 +83,9 @@ def test_memory_for_other_shapes(bare: Bare) -> None:
     assert bare.run()
     bare.context.set_device_memory(bare.memory.pointer, 1023)
     assert not bare.run()
-    assert [fault.partition(":")[0] for fault in bare.half.faults] == [
-        "update_device_memory_size_for_shapes",
-        "execute_async_v3",
-        f"set_device_memory({bare.memory.pointer:#x}, 1023) of a context that needs other memory",
-        "execute_async_v3",
-    ]
+    misused = "update_device_memory_size_for_shapes", "execute_async_v3", "set_device_memory", "execute_async_v3"
+    for fault, member in zip(bare.half.faults, misused, strict=True):
+        assert fault.startswith(member)
 
 
 def test_a_run_on_the_default_stream_or_on_a_second_one(bare: Bare) -> None:
