@@ -9,7 +9,7 @@
 A plan holds the ONNX file, unless it is stripped.  A run computes what the addresses hold when the stream gets there,
 after filling the memory that it computes in with rubbish.  Misuse is a fault: a run without addresses, shapes or
 memory, or with less than its shapes need, on the default stream or on a second stream, of freed memory, a capture
-before the first plain run after a change, a graph replayed after its context has changed or gone.
+before the first plain run after a change or with TensorRT-RTX, a graph replayed after its context has changed or gone.
 """
 
 from __future__ import annotations
@@ -132,6 +132,7 @@ class _State:
     memory: tuple[int, int] | None = None
     needed: int | None = None
     cache: Any = None
+    graphs: bool = False
     stream: int = 0
     version: int = 0
     ready: bool = False
@@ -285,7 +286,9 @@ class Execution:
             self._say(this, NO_MEMORY)
             return None
         context, managed = self.trt.IExecutionContext(), strategy == strategies.USER_MANAGED
-        state = _State(model, managed, cache=getattr(options, "_values", {}).get("cache"))
+        chosen = getattr(options, "_values", {})
+        state = _State(model, managed, cache=chosen.get("cache"))
+        state.graphs = "WHOLE_GRAPH_CAPTURE" in str(chosen.get("cuda_graph_strategy"))
         if not managed:
             code, pointer = self.cuda.cudaMalloc(model.facts["memory"])
             if int(code):
@@ -356,6 +359,9 @@ class Execution:
             return self._fault(this, f"execute_async_v3: {wrong}")
         state.stream = stream
         captured = bool(self.cuda.cudaStreamIsCapturing(stream)[1])
+        if captured and self.trt.__name__ == "tensorrt_rtx":
+            return self._fault(this, "this TRT engine is not stream capturable")
+        captured = captured or (state.ready and state.graphs)
         if not state.ready:  # what it puts off until the first run needs memory, which a capture does not allow
             code, pointer = self.cuda.cudaMalloc(256)
             if int(code):

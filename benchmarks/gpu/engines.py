@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from facesdk.errors import FaceSDKError
+from facesdk.errors import ProviderUnavailable
 from facesdk.files import write_text
 
 from ..harness import RESULTS, Worker, alternate, device_name, save
@@ -34,6 +34,10 @@ _ROUNDS, _TURN_MS, _MOST_CALLS = 8, 20.0, 50
 
 class Refused(Exception):
     """A worker's answer that it cannot; the message says why."""
+
+
+class Unusable(Exception):
+    """No engine runs on the device here; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +86,18 @@ class Comparison:
                 yield {"case": name, "note": "left out: the time is up"}
                 continue
             yield from ({"case": name, **row} for row in self._case(case))
-        self.close()
 
     def close(self) -> None:
-        for worker in self._workers.values():
-            worker.close()
-        self._workers.clear()
+        """End the processes."""
+        for worker in list(self._workers.values()):
+            self._forget(worker)
 
     def _case(self, case: str) -> Iterator[dict[str, Any]]:
         lanes: list[Lane] = []
         for lane in self._lanes(case):
             opened, failure = self._opened(lane)
+            if failure.startswith(ProviderUnavailable.__name__):
+                raise Unusable(failure)
             if failure:
                 yield self._failed(lane, failure)
             lanes = [each for each in lanes if each.worker in self._workers.values()]  # the others died with theirs
@@ -198,19 +203,6 @@ def _calls(lanes: Sequence[Lane]) -> int:
     return max(1, min(_MOST_CALLS, round(_TURN_MS / longest)))
 
 
-def unusable(device: str) -> str:
-    """Why no engine runs on the device here; empty where they do."""
-    if device != "cuda":
-        return ""
-    from facesdk.backends import onnxruntime_cuda
-
-    try:
-        onnxruntime_cuda.require()
-    except FaceSDKError as error:
-        return str(error)
-    return ""
-
-
 def name_of(device: str) -> str:
     """The name of the device's CSV."""
     if device != "cuda":
@@ -231,22 +223,34 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV per device")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the table in Markdown")
     options = parser.parse_args(words)
-    if reason := unusable(options.device):
+    try:
+        rows = measured(places(options.folder), options)
+    except (Unusable, ProviderUnavailable) as reason:
         write_text(options.output, f"# Engines\n\nLeft out: {reason}\n")
         print(f"left out: {reason}")
         return UNUSABLE
+    return 0
+
+
+def measured(found: Sequence[Place], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All rows, written after each bundle: what was measured stays, whatever comes."""
+    if options.device == "cuda":
+        from facesdk.backends import onnxruntime_cuda
+
+        onnxruntime_cuda.require()
     rows: list[dict[str, Any]] = []
-    found, clock, begin = places(options.folder), Clock(options.compile_seconds), time.monotonic()
+    clock, begin, name = Clock(options.compile_seconds), time.monotonic(), name_of(options.device)
     for number, place in enumerate(found, 1):
         clock.end = begin + options.seconds * number / len(found)
-        for row in Comparison(place, options.device, clock).rows():
-            rows.append(row)
-            print(report.line(row), flush=True)
-        # after each: what was measured stays, whatever comes
-        path = save("engines", rows, name_of(options.device), options.results)
+        comparison = Comparison(place, options.device, clock)
+        with contextlib.closing(comparison):
+            for row in comparison.rows():
+                rows.append(row)
+                print(report.line(row), flush=True)
+        path = save("engines", rows, name, options.results)
         write_text(options.output, report.markdown(options.device, rows))
-    print(f"rows are in {path}; docs/benchmarks.md has to link it" if found else "there are no bundles")
-    return 1 if any(row.get("wrong") for row in rows) else 0
+        print(f"rows are in {path}; docs/benchmarks.md has to link it")
+    return rows
 
 
 if __name__ == "__main__":

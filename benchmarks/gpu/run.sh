@@ -106,7 +106,7 @@ run_bundles() {
   echo "$made_by" >"$bundles/of"
   for system in annotation hififace vec2face face2diffusion "${brought[@]}"; do
     env -u OPENBLAS_NUM_THREADS -u MKL_NUM_THREADS -u OMP_NUM_THREADS \
-      timeout 400 "$python" -m benchmarks.gpu.bundles "$bundles" "$system" &
+      timeout 500 "$python" -m benchmarks.gpu.bundles "$bundles" "$system" &
     pids+=($!)
   done
   for pid in "${pids[@]}"; do wait "$pid" || excused $? || status=1; done

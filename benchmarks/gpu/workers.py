@@ -24,6 +24,7 @@ from .running import Running, start
 
 Question = dict[str, Any]
 _WARM = 3
+_LONGEST = 500  # characters of an error: torch.compile's are pages
 
 
 class Side(Protocol):
@@ -170,7 +171,7 @@ def answering(side: Side) -> Callable[[Question], Any]:
         try:
             return getattr(side, question["do"])(question)
         except Exception as error:  # whatever a package under measurement raises becomes a line of the report
-            return {"failed": f"{type(error).__name__}: {str(error).strip() or 'without a word'}".splitlines()[0]}
+            return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"[:_LONGEST]}
 
     return answer
 

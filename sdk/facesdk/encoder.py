@@ -62,8 +62,7 @@ class Encoder:
             raise UsageError("no faces to encode", remedy="give at least one")
         if flip:
             stack = [view for crop in stack for view in (crop, crop[:, ::-1])]
-        most = self.engine.inputs[0].shape[0]
-        step = most if isinstance(most, int) else _MOST_CROPS
+        step = self.engine.at_most(_MOST_CROPS, "image")
         starts = range(0, len(stack), step)
         parts = [self.engine(image=np.stack(stack[start : start + step]))["embedding"] for start in starts]
         found = np.concatenate(parts).astype(np.float32)

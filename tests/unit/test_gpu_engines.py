@@ -372,6 +372,17 @@ def test_without_the_provider_the_part_says_why(tmp_path: Path, monkeypatch: pyt
     assert "onnxruntime-gpu" in table
 
 
+@pytest.mark.usefixtures("here")
+def test_a_provider_that_cannot_be_loaded_is_told_once(
+    folder: Path, cuda: FakeOrt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeOrt(falls_back=True).install(monkeypatch)
+    status, rows, table = measured(folder)
+    assert (status, rows) == (engines.UNUSABLE, [])
+    assert "ONNX Runtime fell back to CPUExecutionProvider" in table
+    assert "pip install 'onnxruntime-gpu" in table
+
+
 # -- figures ------------------------------------------------------------------------------------------------------
 
 

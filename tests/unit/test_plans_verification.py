@@ -81,6 +81,7 @@ def test_a_plan_is_judged_once_and_the_log_says_so(
         for _ in range(2):
             bundle.open("step", "tensorrt").close()
     assert judged == ["step.tensorrt.sm90.fp32.plan"]
+    assert half.runs == [False, True, True]  # with the CUDA graph that all later runs are
     lines = [line.message for line in caplog.records if "held against" in line.message]
     assert lines[0].startswith("step.tensorrt.sm90.fp32.plan is held against fp32 on NVIDIA H200, once")
     assert lines[1].startswith("step.tensorrt.sm90.fp32.plan was held against fp32 in 0.")

@@ -118,6 +118,8 @@ def test_every_version_builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, v
     assert trt.called("Builder", "create_network") == [[1 << int(strongly)]]
     assert trt.called("IOptimizationProfile", "set_shape") == [["x", *PROFILE["x"]]]
     assert trt.called("IBuilderConfig", "clear_flag") == [[trt.BuilderFlag.TF32]]
+    resize = getattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None)
+    assert trt.called("IBuilderConfig", "set_preview_feature") == ([[resize, True]] if resize else [])
 
 
 @pytest.mark.parametrize("version", ["10.0.1", "11.4.0"])

@@ -188,8 +188,27 @@ def test_profiles_of_the_bundle_and_of_a_file(make_bundle: MakeBundle, built: li
     own.write_text("[profiles.text]\nx = [[2, 3], [2, 3], [2, 3]]\n")
     list(plans.build_plans(bundle, BuildOptions(), profiles=own))
     assert [request.profile["x"] for request in built] == [((1, 3), (6, 3), (9, 3)), ((2, 3), (2, 3), (2, 3))]
+    (plan,) = plans.build_plans(bundle, BuildOptions(), profiles=own)
+    assert plan.key.command.endswith(f" --profiles {own}")
     own.write_text("[profiles.text]\nz = []\n")
     with pytest.raises(BundleError, match="no input or free axis z"):
+        plans.build_plans(bundle, BuildOptions(), profiles=own)
+
+
+def test_a_file_of_profiles_speaks_for_the_engines_it_names(
+    make_bundle: MakeBundle, built: list[Request], tmp_path: Path
+) -> None:
+    bundle = make_bundle(
+        {"text": ENGINES["text"], "other": ENGINES["text"]},
+        "\n[profiles.text]\nx = [[1, 3], [6, 3], [9, 3]]\n[profiles.other]\nx = [[1, 3], [2, 3], [3, 3]]\n",
+    )
+    own = tmp_path / "own.toml"
+    own.write_text("[profiles.text]\nx = [[5, 3], [5, 3], [5, 3]]\n")
+    made = {plan.key.engine: plan.key for plan in plans.build_plans(bundle, BuildOptions(), profiles=own)}
+    assert {name: key.profile["x"][1] for name, key in made.items()} == {"text": [5, 3], "other": [2, 3]}
+    assert [name for name, key in made.items() if "--profiles" in key.command] == ["text"]
+    own.write_text("[profiles.txet]\nx = [[5, 3], [5, 3], [5, 3]]\n")
+    with pytest.raises(UsageError, match="says nothing of the engines"):
         plans.build_plans(bundle, BuildOptions(), profiles=own)
 
 

@@ -391,6 +391,15 @@ def test_a_failed_capture_is_told_once(half: Any, make: Make, caplog: pytest.Log
     assert "execute_async_v3" in told[0]
 
 
+def test_one_failed_capture_is_tried_again(half: Any, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    engine, cpu = make()
+    for seed in range(5):
+        half.cuda.fail_capture = seed in (1, 2)
+        same(engine(**arrays(2, seed)), cpu(**arrays(2, seed)))
+    assert half.runs == [False, False, False, True, True]
+    assert not caplog.records
+
+
 def test_without_room_what_is_kept_goes_first(half: Any, make: Make) -> None:
     engine, cpu = make()
     for rows in (1, 2, 3):
@@ -445,6 +454,46 @@ def test_words_are_those_of_the_run_not_of_another_thread(half: Any, make: Make)
     with pytest.raises(EngineError) as caught:
         engine(**arrays())
     assert caught.value.cause == "what befell this run"
+
+
+def test_words_of_loading_are_the_plans_own(half: Any, make: Make, tmp_path: Path) -> None:
+    make()
+    half.no_room = 1
+    with pytest.raises(OutOfMemory, match="no room to run"):
+        make()[0](**arrays())
+    loggers = {id(engine._values["logger"]) for engine in half.engines}
+    assert len(loggers) == 1  # TensorRT stays with the first, so that it has to live
+
+
+def test_memory_that_is_refused(half: Any, make: Make) -> None:
+    engine, cpu = make()
+
+    def refuse(context: Any, memory: int, size: int) -> None:
+        half._say(context, "the memory is too small")
+
+    usual = half.trt.answers["IExecutionContext", "set_device_memory"]
+    half.trt.answers["IExecutionContext", "set_device_memory"] = refuse
+    with pytest.raises(EngineError, match="refuses the memory") as caught:
+        engine(**arrays())
+    assert caught.value.cause == "the memory is too small"
+    half.trt.answers["IExecutionContext", "set_device_memory"] = usual
+    same(engine(**arrays()), cpu(**arrays()))
+
+
+def test_shapes_that_cannot_be_inferred(half: Any, make: Make) -> None:
+    engine, cpu = make()
+
+    def fail(context: Any) -> Any:
+        half._say(context, "a Reshape does not fit")
+        raise RuntimeError("Unable to infer shapes")
+
+    usual = half.trt.answers["IExecutionContext", "infer_shapes"]
+    half.trt.answers["IExecutionContext", "infer_shapes"] = fail
+    with pytest.raises(EngineError, match="cannot tell the shapes") as caught:
+        engine(**arrays())
+    assert caught.value.cause == "a Reshape does not fit"
+    half.trt.answers["IExecutionContext", "infer_shapes"] = usual
+    same(engine(**arrays()), cpu(**arrays()))
 
 
 def test_a_shape_that_is_known_late(make: Make) -> None:

@@ -58,6 +58,19 @@ def test_a_file_that_is_no_plan(half: Any, graph: Path, tmp_path: Path) -> None:
     assert "empty" in refused(half, plan, graph, EngineUnreadable).cause
 
 
+def test_words_are_those_of_this_plan(half: Any, graph: Path, tmp_path: Path) -> None:
+    load = half.trt.answers["Runtime", "deserialize_cuda_engine"]
+
+    def beside_another(runtime: Any, data: Any) -> Any:
+        runtime._values["logger"].log(half.trt.ILogger.Severity.ERROR, "what befell another plan")
+        return load(runtime, data)
+
+    half.trt.answers["Runtime", "deserialize_cuda_engine"] = beside_another
+    half.broken = "what befell this plan"
+    plan = execution.write_plan(tmp_path / "a.plan", graph)
+    assert refused(half, plan, graph, EngineUnreadable).cause == "what befell this plan"
+
+
 def test_no_driver(half: Any, graph: Path, tmp_path: Path) -> None:
     plan = execution.write_plan(tmp_path / "a.plan", graph)
     half.no_driver = True
@@ -119,6 +132,8 @@ def test_rtx_compiles_before_the_first_run_and_once_for_all(
     eager = half.trt.DynamicShapesKernelSpecializationStrategy.EAGER
     called = half.trt.called("IRuntimeConfig", "dynamic_shapes_kernel_specialization_strategy")
     assert called == [[eager]]
+    graphs = half.trt.called("IRuntimeConfig", "cuda_graph_strategy")
+    assert graphs == [[half.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE]]
     ((cache,),) = half.trt.called("IRuntimeConfig", "set_runtime_cache")
     assert isinstance(cache, half.trt.IRuntimeCache)
     configs = {id(config) for (config,) in half.trt.called("ICudaEngine", "create_execution_context")}

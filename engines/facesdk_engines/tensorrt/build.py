@@ -21,6 +21,8 @@ from .options import BuildOptions
 from .progress import OnProgress, monitor
 
 _HARDWARE = {"this": "NONE", "capability": "SAME_COMPUTE_CAPABILITY", "ampere": "AMPERE_PLUS"}
+# from TensorRT 10.10 on: a run takes the memory of its shapes, not that of the profile's largest
+_RESIZE = "RUNTIME_ACTIVATION_RESIZE_10_10"
 _OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "insufficient memory", "failed to allocate")
 
 
@@ -122,6 +124,8 @@ def _config(trt: ModuleType, builder: Any, request: Request, on_progress: OnProg
         config.set_flag(getattr(trt.BuilderFlag, name))
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
+    if hasattr(trt.PreviewFeature, _RESIZE):
+        config.set_preview_feature(getattr(trt.PreviewFeature, _RESIZE), True)
     if options.device == "tensorrt-rtx":
         _set_capabilities(trt, config, options.capabilities)
     elif options.hardware != "this":

@@ -67,7 +67,7 @@ def build_plans(
     """A plan of each engine, as soon as it lies in `folder`; one that is there and still right is not built again.
 
     engines   names; empty: all, and those without fp16 in fp32.     folder    the bundle's own where it is not given.
-    profiles  a TOML file with tables [profiles.<engine>], in place of the bundle's own.
+    profiles  a TOML file with tables [profiles.<engine>], for those engines in place of the bundle's own.
     Raises UsageError, BundleError, MissingDependency, ProviderUnavailable, before anything is built; then what a
     build raises.  Nothing is ever half-written; plans that were finished stay.
     """
@@ -78,7 +78,13 @@ def build_plans(
     require_attention(options.attention)
     folder = folder or bundle.folder
     chosen = _chosen(bundle, options, engines)
-    jobs = [_job(bundle, name, options, folder, profiles or bundle.folder, gpu) for name, options in chosen.items()]
+    jobs = [_job(bundle, name, options, folder, profiles, gpu) for name, options in chosen.items()]
+    if profiles and not any(said(profiles, name) for name in chosen):
+        raise UsageError(
+            f"{profiles} says nothing of the engines that are built",
+            cause=f"it has no table [profiles.NAME] for {', '.join(chosen)}",
+            remedy="add one, or leave --profiles out",
+        )
     here = Here(version(options.device))
     if gpu and options.device == "tensorrt":
         here = dataclasses.replace(here, capability=gpu.capability, gpu=gpu.name)
@@ -119,15 +125,18 @@ def _half(bundle: Bundle, engine: str) -> Path | None:
     return forms.get("tensorrt-fp16", forms.get("fp16"))
 
 
-def _job(bundle: Bundle, engine: str, options: BuildOptions, folder: Path, profiles: Path, gpu: Gpu | None) -> _Job:
+def _job(
+    bundle: Bundle, engine: str, options: BuildOptions, folder: Path, profiles: Path | None, gpu: Gpu | None
+) -> _Job:
     forms = bundle.forms(engine)
     half = _half(bundle, engine) if options.precision == "fp16" else None
     onnx = half or forms.get("tensorrt", forms["default"])
     inputs, card = Graph.read(onnx).inputs, Card.read(onnx)
-    shapes = profile(engine, inputs, said(profiles, engine), card.example_shapes)
+    own = said(profiles, engine) if profiles else {}
+    shapes = profile(engine, inputs, own or said(bundle.folder, engine), card.example_shapes)
     command = f"facesdk build {bundle.folder} --engine {engine} {options.arguments()}"
-    if folder != bundle.folder:
-        command += f" -o {folder}"
+    command += f" --profiles {profiles}" if own else ""
+    command += f" -o {folder}" if folder != bundle.folder else ""
     capability = gpu.capability if gpu else ""
     plan = folder / plan_name(
         engine, options.device, options.precision, capability=capability, hardware=options.hardware

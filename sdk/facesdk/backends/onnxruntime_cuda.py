@@ -19,8 +19,11 @@ from ..plans.gpu import first_gpu
 from .onnxruntime_open import INSTALL, machine_fault, open_session, session_options, warn_of_processor
 
 PROVIDER = "CUDAExecutionProvider"
-# EXHAUSTIVE, the default, searches anew at every new shape (ONNX Runtime's documentation of the CUDA provider)
-_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}
+# ONNX Runtime's documentation of the CUDA provider: EXHAUSTIVE, the default, searches anew at every new shape; TF32, on
+# by default, rounds factors to 10 bits of mantissa, which fp32 is not; the default arena doubles at every extension
+_OPTIONS = {
+    "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested",
+}  # fmt: skip
 #: Whether graphs are captured where nobody says.  A capture breaks where an operator allocates or synchronises
 #: (onnxruntime issues 14942, 15002; frigate pull request 24192), breaks other threads' calls of CUDA, being one of
 #: global mode, and cannot be recovered from: destroying the session may then end the process (onnxruntime pull

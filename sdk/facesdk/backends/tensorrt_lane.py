@@ -66,8 +66,7 @@ class Lane:
         self._context = plan.context()
         self._recorder = recorder(plan.trt)
         self._context.error_recorder = self._recorder
-        self._arena = 0
-        self._ready = False
+        self._arena = self._runs = 0
         self._graph: Graph | None = None
         self.shapes = self._shaped(shapes)
         # nothing where it cannot tell, and then what is enough for all shapes
@@ -82,13 +81,15 @@ class Lane:
     def run(self) -> None:
         """Queue a run: plain the first time, when TensorRT sets itself up, and from the second on as one graph."""
         self._place()
-        if self._graph is None and self._ready and self._plan.capturing:
+        if self._runs == 1:
+            self._plan.settled()
+        if self._graph is None and self._runs and self._plan.captures:
             self._graph = self._captured()
         if self._graph is not None:
             self._graph.launch(self._worker.stream)
         else:
             self._enqueue()
-            self._ready = True
+        self._runs += 1
 
     def close(self) -> None:
         """Free graph and context; nothing of them may be queued."""
@@ -99,7 +100,11 @@ class Lane:
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
                 raise self._failure(f"refuses shape {list(shape)} of input {name}")
-        if missing := self._context.infer_shapes():
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise self._failure("cannot tell the shapes of its outputs") from error
+        if missing:
             raise self._failure(f"is not told the shapes of {', '.join(missing)}")
         found = {tensor.name: tuple(self._context.get_tensor_shape(tensor.name)) for tensor in self._plan.outputs}
         if unknown := [name for name, shape in found.items() if min(shape, default=0) < 0]:
@@ -117,16 +122,20 @@ class Lane:
         address = self._worker.arena(self._memory)
         if address != self._arena:
             self._drop_graph()
+            self._recorder.clear()
             self._context.set_device_memory(address, self._memory)
-            self._arena, self._ready = address, False
+            if self._recorder.words:  # it answers nothing
+                raise self._failure("refuses the memory to compute in")
+            self._arena, self._runs = address, 0
 
     def _captured(self) -> Graph | None:
-        self._plan.settled()
         try:
             return capture(self._worker.stream, self._enqueue)
         except CaptureFailed as error:
-            self._plan.capturing = False
-            log.warning("%s: plain launches from now on, no CUDA graph: %s", self._plan.path.name, error.cause or error)
+            self._plan.captures -= 1
+            if not self._plan.captures:
+                reason = error.cause or str(error)
+                log.warning("%s: plain launches from now on, no CUDA graph: %s", self._plan.path.name, reason)
             return None
 
     def _enqueue(self) -> None:

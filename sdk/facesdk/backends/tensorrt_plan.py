@@ -21,11 +21,13 @@ from ..graph import Graph
 from ..plans import library, plugin
 from ..plans.key import Key
 from .tensorrt_kernels import Kernels, kernels_file
-from .tensorrt_words import failure, logger
+from .tensorrt_words import failure, logger, recorder
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
+# one may fail by what another thread did meanwhile, as cudaDeviceSynchronize; several have a reason that stays
+_CAPTURES = 3
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 # trt.DataType -> NumPy; bfloat16 and smaller types have none
 _DTYPES = {
@@ -37,9 +39,9 @@ _DTYPES = {
 class Plan:
     """One engine of TensorRT, for all threads.
 
-    memory     bytes that a run computes in at the most, whatever its shapes.
-    shared     whether that memory is ours to give (TensorRT 10.1), so that engines can compute in the same.
-    capturing  whether runs become CUDA graphs: until one cannot.
+    memory    bytes that a run computes in at the most, whatever its shapes.
+    shared    whether that memory is ours to give (TensorRT 10.1), so that engines can compute in the same.
+    captures  of runs as CUDA graphs that may still fail; 0: none is tried, as TensorRT-RTX makes graphs by itself.
     Raises MissingDependency, ProviderUnavailable, EngineUnreadable, EngineError, OutOfMemory.
     """
 
@@ -47,14 +49,15 @@ class Plan:
         runtime.require()
         self.path, self.key, self.library = path, key, f"{NAMES[device]} {library.version(device)}"
         self.trt = library.load(device)
-        self._log = logger(self.trt)
+        self._log, self._recorder = logger(self.trt), recorder(self.trt)
+        self._log.words.clear()
         self._engine = self._deserialized()
         if "STRIP_PLAN" in key.flags:
             self._refit(graph)
         self.inputs, self.outputs = _tensors(self.trt, self._engine, path, Graph.read(graph), key)
         self.shared = hasattr(self.trt.IExecutionContext, "set_device_memory")
         self.memory = int(self._engine.device_memory_size_v2) if self.shared else 0
-        self.capturing = True
+        self.captures = _CAPTURES
         self._lock = threading.Lock()
         self._kernels: Kernels | None = None
         self._context_options = self._options()
@@ -87,8 +90,14 @@ class Plan:
                 )
 
     def failure(self, fact: str, remedy: str, words: deque[str] | None = None) -> Exception:
-        """The error for a call that failed; `words` of its own recorder, else of the logger."""
-        return failure(f"{self.path.name} {fact}", words or self._log.words, remedy)
+        """The error for a call that failed; `words` of its own recorder, else those of the loading."""
+        return failure(f"{self.path.name} {fact}", words or self._words, remedy)
+
+    @property
+    def _words(self) -> deque[str]:
+        """Of the plan's own recorder, else of the logger, which all plans share."""
+        found: deque[str] = self._recorder.words or self._log.words
+        return found
 
     # -- loading ------------------------------------------------------------------------------------------
 
@@ -99,6 +108,7 @@ class Plan:
             raise ProviderUnavailable(
                 f"{self.library} cannot start", cause="no CUDA driver or GPU that it can use", remedy="nvidia-smi"
             ) from error
+        self._runtime.error_recorder = self._recorder
         if "VERSION_COMPATIBLE" in self.key.flags:  # such a plan carries the library's code that runs it
             self._runtime.engine_host_code_allowed = True
         if self.key.kernel:
@@ -110,7 +120,7 @@ class Plan:
         except (OSError, ValueError) as error:  # a file of no bytes cannot be mapped
             raise EngineUnreadable(f"{self.path} cannot be read", cause=str(error), remedy=rebuild) from error
         if engine is None:
-            raise failure(f"{self.library} cannot load {self.path}", self._log.words, rebuild, EngineUnreadable)
+            raise failure(f"{self.library} cannot load {self.path}", self._words, rebuild, EngineUnreadable)
         return engine
 
     def _refit(self, graph: Path) -> None:
@@ -118,7 +128,7 @@ class Plan:
         parser = self.trt.OnnxParserRefitter(refitter, self._log)
         if parser.refit_from_file(os.fspath(graph)) and refitter.refit_cuda_engine():
             return
-        words = self._log.words
+        words = self._words
         words.extendleft(str(parser.get_error(index).desc()) for index in range(parser.num_errors))
         words.extend(f"no weights for {', '.join(missing)}" for missing in [refitter.get_missing_weights()] if missing)
         remedy = f"build it again: {self.key.command} --force"
@@ -138,6 +148,9 @@ class Plan:
         weakref.finalize(self, self._kernels.keep)  # at the end of the program too
         # at once: in the background, the kernels would change between a plain run and the graph captured after it
         config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
+        # a capture of ours would need a plan that was built for it (BuilderFlag.REQUIRE_USER_ALLOCATION)
+        config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self.captures = 0
         return config
 
 

@@ -32,6 +32,7 @@ class Loop:
         self._inputs = _slots(plan.inputs, shapes, shapes.keys() - carried)
         self._others = _slots(plan.outputs, made, made.keys() - {NEXT + name for name in carried})
         self._series: dict[str, Buffer] = {}
+        self._rows: dict[str, Array] = {}  # what copies are queued of
         for lane, first, second in zip(self._lanes, (self._front, self._back), (self._back, self._front), strict=True):
             fed = {NEXT + name: slot for name, slot in second.items()}
             slots = {**self._inputs, **self._others, **first, **fed}
@@ -48,6 +49,7 @@ class Loop:
             last = self._back if steps % 2 else self._front
             for slot in last.values():
                 stream.download(slot.staging, slot.pointer)
+        self._rows.clear()
         return {name: slot.staging.copy() for name, slot in last.items()}
 
     def close(self) -> None:
@@ -88,6 +90,7 @@ class Loop:
             if held is not None:
                 held.close()
             self._series[name] = Buffer(padded.nbytes)
+        self._rows[name] = padded
         self._worker.stream.upload(self._series[name].pointer, padded)
         return pitch
 

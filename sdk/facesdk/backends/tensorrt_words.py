@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from types import ModuleType
 from typing import Any
@@ -14,8 +15,9 @@ _OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "insufficient memory"
 _NO_DRIVER = ("cudaerror 35:", "cudaerror 100:", "driver version is insufficient", "no cuda-capable device")
 
 
+@functools.cache
 def logger(trt: ModuleType) -> Any:
-    """A logger that keeps the errors in `words`, and nothing else."""
+    """A logger that keeps the errors in `words`, and nothing else; one for all: TensorRT stays with its first."""
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:

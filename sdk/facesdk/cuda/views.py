@@ -81,8 +81,9 @@ def _check_device(name: str, kind: int, number: int) -> None:
         raise UsageError(
             f"{name} is not on a CUDA device", remedy="move it there, or give NumPy arrays and get one back"
         )
-    # a kernel that reads another GPU's memory fails, and ends CUDA for the whole process
-    if int(kind) == CUDA and int(number) != (current := int(called(bindings().cudaGetDevice()))):
+    # a kernel that reads another GPU's memory fails, and ends CUDA for the whole process; for the first, which is the
+    # current one unless somebody changed that, cuda-python is not asked: other packages' arrays need none
+    if int(kind) == CUDA and number and number != (current := int(called(bindings().cudaGetDevice()))):
         raise UsageError(f"{name} is on CUDA device {number}, and device {current} is in use", remedy="move it there")
 
 

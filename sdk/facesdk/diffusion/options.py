@@ -77,7 +77,7 @@ class GenerateOptions:
         default=0, metadata={"help": "first steps in which the class words stand in for the faces"}
     )
     batch: int | None = dataclasses.field(
-        default=None, metadata={"help": "pictures of one call; default: 1 on processors, all on CUDA"}
+        default=None, metadata={"help": "pictures of one call; default: 1 on processors, all on GPUs"}
     )
     keep: int | None = dataclasses.field(
         default=None, metadata={"help": "keep only so many, those most like the faces, best first"}
