@@ -158,7 +158,7 @@ class Denoising:
 def judge(expected: Arrays, actual: Arrays, exact: bool, recorded: Callable[[str], float]) -> list[Verdict]:
     """A verdict for every output, by the limits that plans have when they are first opened.
 
-    exact     fp32 without TF32, which ONNX Runtime's CUDA provider uses by default (its option use_tf32).
+    exact     computed in fp32.
     recorded  output -> the deviation that its card says.
     """
     floor = FP32 if exact else FP16

@@ -229,7 +229,7 @@ def main(words: list[str] | None = None) -> int:
         write_text(options.output, f"# Engines\n\nLeft out: {reason}\n")
         print(f"left out: {reason}")
         return UNUSABLE
-    return 0
+    return 1 if any(row.get("wrong") for row in rows) else 0
 
 
 def measured(found: Sequence[Place], options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from facesdk.engine import GPUS
 from facesdk.measurement_gpu import used_mb
 
 from ..harness import serve, timed
@@ -55,8 +54,8 @@ class Engines:
         )
         self._open[way] = running
         load_ms = (time.perf_counter() - begin) * 1e3
-        exact = self._device not in GPUS and question["precision"] == "fp32"
-        verdicts = judge(self._place.kept(case), running.call(), exact, lambda name: running.deviation.get(name, 0.0))
+        kept, exact = self._place.kept(case), question["precision"] == "fp32"
+        verdicts = judge(kept, running.call(), exact, lambda name: running.deviation.get(name, 0.0))
         for call in [running.call, running.resident or running.call]:
             timed(call, _WARM)
         after = used_mb(self._device)
@@ -88,8 +87,7 @@ class Torch:
             return ""
         import torch
 
-        # as ONNX Runtime's CUDA provider does by default: its option use_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # as FaceSDK's fp32
         torch.set_grad_enabled(False)
         return f"torch {torch.__version__}"
 
