@@ -90,6 +90,6 @@ def figures(value: float) -> float:
 _EXPLAINED = (
     "Medians of one run in which systems take turns; weights are random, sizes those that plans are best for. FaceSDK: "
     "by the host's clock, arrays from the host and back, or `resident`: nothing moved. torch: by CUDA's events, "
-    "everything resident; TF32 products in fp32 on both sides. Error: the largest difference from the processor's fp32 "
+    "everything resident; no TF32 on either side. Error: the largest difference from the processor's fp32 "
     "over the output's unit, and its limit as for plans; torch's own for comparison."
 )

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def _line(model: Any) -> str:
     """One line on a model."""
     facts = _facts(model)
-    words = [facts["backend"], *facts["gpus"]]
+    words = [facts["backend"], facts["precision"], *facts["gpus"]]
     if model.batch:
         words.append(f"up to {model.batch} rows")
     return f"{model.name}  {', '.join(words)}" + (f"\n  {model.note}" if model.note else "")
@@ -71,6 +71,7 @@ def _facts(model: Any) -> dict[str, Any]:
     return {
         "name": model.name,
         "engine": model.engine,
+        "precision": model.precision,
         "backend": "tensorrt" if model.plans else "onnxruntime",
         "max_batch_size": model.batch,
         "gpus": [plan.gpus for plan in model.plans],

@@ -22,7 +22,9 @@ from .plans import library
 from .plans.key import Here, Key, check, read_key
 
 _TOPIC = "gpu"
-_CUDA, _PROVIDER = "cuda-bindings", "onnxruntime-ep-nv-tensorrt-rtx"
+_PROVIDER = "onnxruntime-ep-nv-tensorrt-rtx"
+#: what a package is installed as, where that has another name: cuda-python only requires cuda-bindings
+_INSTALLED = {"cuda-python": "cuda-bindings"}
 _PROVIDER_MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 
 
@@ -58,13 +60,13 @@ def _conflict(name: str) -> Iterator[Finding]:
 
 
 def _idle() -> Iterator[Finding]:
-    for name, version in versions((_CUDA, "tensorrt", "tensorrt-rtx", _PROVIDER)).items():
-        if version:
+    for name in ("cuda-python", "tensorrt", "tensorrt-rtx", _PROVIDER):
+        if version := _installed(name):
             yield Finding(_TOPIC, name, "ok", f"{version}, not tried without a GPU")
 
 
 def _stack(gpu: Gpu) -> Iterator[Finding]:
-    yield _tried(_CUDA, runtime.require)
+    yield _tried("cuda-python", runtime.require)
     for device in _devices(gpu):
         yield _tried(device, functools.partial(_load, device))
     if "tensorrt-rtx" in _devices(gpu):
@@ -80,7 +82,13 @@ def _tried(name: str, attempt: Callable[[], str | None]) -> Finding:
     except FaceSDKError as error:
         missing = isinstance(error, MissingDependency)
         return Finding(_TOPIC, name, "note", "not installed" if missing else error.cause or error.fact, error.remedy)
-    return Finding(_TOPIC, name, "ok", fact or versions((name,))[name] or "of unknown version")
+    return Finding(_TOPIC, name, "ok", fact or _installed(name) or "of unknown version")
+
+
+def _installed(name: str) -> str | None:
+    """The version of a package, None where it is not there."""
+    found = _INSTALLED.get(name, name)
+    return versions((found,))[found]
 
 
 def _load(device: str) -> str:

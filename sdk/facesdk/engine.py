@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, overload
 
 import numpy as np
 
 from .card import Card
-from .errors import EngineClosed, EngineError, UsageError
+from .errors import EngineClosed, EngineError, UsageError, one_of
 from .signature import NEXT, Array, Arrays, Signature, Tensor
 
 if TYPE_CHECKING:
@@ -65,6 +65,13 @@ def run_error(description: str, error: Exception) -> EngineError:
         cause=str(error).strip().splitlines()[-1],
         remedy="give other shapes on the free axes, or export the engine again",
     )
+
+
+def check_place(device: str, precision: str) -> None:
+    """Raise UsageError for a device or a precision that there is not."""
+    for what, value, kind in (("device", device, Device), ("precision", precision, Precision)):
+        if value not in get_args(kind):
+            raise one_of(what, value, get_args(kind))
 
 
 def closed_error(what: str) -> EngineClosed:

@@ -21,7 +21,7 @@ from .diffusion.networks import find_bundle as find_diffusion_bundle
 from .diffusion.options import GenerateOptions, MethodChoice
 from .diffusion.people import Faces, People, likeness, people_of
 from .encoder import Encoder, find_bundle
-from .engine import Device, Precision, StepCallback
+from .engine import Device, Precision, StepCallback, check_place
 from .errors import EmbeddingSpaceMismatch, FaceSDKError, ModelNotFound, UsageError
 from .face import Face
 from .identity import Identity
@@ -72,6 +72,7 @@ class FaceSDK:
         resident: bool = True,
         store: Store | None = None,
     ) -> None:
+        check_place(device, precision)
         self._device, self._threads, self._precision, self._resident = device, threads, precision, resident
         self._annotation, self._encoder_name, self._swapper_name = annotation, encoder, swapper
         self._synthesizer_name, self._diffusion_name = synthesizer, diffusion

@@ -64,7 +64,9 @@ def parse_file(path: str | Path, parse: Callable[[memoryview], Parsed]) -> Parse
         raise EngineUnreadable(
             f"{path} is not an ONNX file that can be read",
             cause=str(error),
-            remedy="check the path, or pull or export the engine again",
+            remedy="open the ONNX file that it was built of: plans are found beside it"
+            if Path(path).suffix == ".plan"
+            else "check the path, or pull or export the engine again",
         ) from error
 
 

@@ -241,6 +241,38 @@ def test_bench_shows_what_worked_and_says_what_did_not(relu, tmp_path, capsys):
     assert (status, len(found["results"]), found["errors"][0]["code"]) == (1, 1, "engine-unreadable")
 
 
+def test_bench_says_once_what_holds_for_several_engines(bundle, relu, capsys, monkeypatch):
+    def measured(job):
+        if job.device == "cpu" and job.engine is None:
+            return measurement.measure(job)
+        raise ProviderUnavailable(f"{job.name} not here", cause="no driver", remedy=f"install that of {job.device}")
+
+    monkeypatch.setattr(bench_cli, "measure_apart", measured)
+    status, found = run_json(capsys, "bench", bundle, relu, "--device", "cuda,cpu", *QUICK)
+    assert (status, len(found["errors"]), len(found["results"])) == (4, 5, 1)
+    run("bench", bundle, relu, "--device", "cuda,cpu", *QUICK)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("facesdk bench:")]
+    assert len(said) == 2, said
+    assert " and 2 more on cuda fp32: " in said[0]
+    assert " and 1 more on cpu fp32: " in said[1]
+
+
+def test_bench_says_every_reason_where_nothing_worked(relu, tmp_path, capsys, monkeypatch):
+    def measured(job):
+        raise ProviderUnavailable(f"no {job.device}", cause="no driver", remedy=f"install {job.device}")
+
+    monkeypatch.setattr(bench_cli, "measure_apart", measured)
+    table = tmp_path / "bench.csv"
+    assert run("bench", relu, "--device", "cuda,tensorrt", "--csv", table) == 4
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "relu on cuda fp32: no cuda" in captured.err
+    assert "relu on tensorrt fp32: no tensorrt" in captured.err
+    assert not table.exists()
+    status, found = run_json(capsys, "bench", relu, "--device", "cuda,tensorrt")
+    assert (status, found["results"], [error["device"] for error in found["errors"]]) == (4, [], ["cuda", "tensorrt"])
+
+
 def test_bench_tells_files_of_one_name_apart(relu, tmp_path, capsys):
     copy = tmp_path / "other" / "relu.onnx"
     copy.parent.mkdir()

@@ -118,6 +118,14 @@ def test_malformed_protobuf(tmp_path, content):
         read(tmp_path, content)
 
 
+def test_a_plan_is_found_beside_the_file_to_open(tmp_path):
+    plan = tmp_path / "step.tensorrt.sm90.fp16.plan"
+    plan.write_bytes(b"\xff" * 12)
+    with pytest.raises(EngineUnreadable) as caught:
+        Card.read(plan)
+    assert "open the ONNX file" in caught.value.remedy
+
+
 def test_random_bytes_raise_nothing_else(tmp_path):
     rng = random.Random(20)
     path = tmp_path / "noise.onnx"

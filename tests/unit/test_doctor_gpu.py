@@ -102,7 +102,7 @@ def test_without_a_gpu_nothing_large_is_loaded(wheel: Wheel) -> None:
         "from facesdk import nvidia, doctor\n"
         "nvidia._CUDA = 'libnosuchdriver.so.1'\n"
         "facts = {finding.subject: finding.fact for finding in doctor.examine() if finding.topic == 'gpu'}\n"
-        "assert facts == dict.fromkeys(['cuda-bindings', 'tensorrt', 'tensorrt-rtx'], "
+        "assert facts == dict.fromkeys(['cuda-python', 'tensorrt', 'tensorrt-rtx'], "
         "'9.8.7, not tried without a GPU'), facts\n"
     )
     command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}\n{code}"]
@@ -122,7 +122,7 @@ def test_a_gpu_without_its_stack_is_a_list_of_commands() -> None:
     assert {finding.state for finding in found.values()} == {"ok", "note"}
     assert commands.pop("attention kernels").startswith("in a checkout of FaceSDK: cmake")
     assert commands == {
-        "cuda-bindings": "pip install cuda-python",
+        "cuda-python": "pip install cuda-python",
         "tensorrt": "pip install tensorrt-cu13",
         "tensorrt-rtx": "pip install tensorrt-rtx",
         "onnxruntime-ep-nv-tensorrt-rtx": "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13",
@@ -137,7 +137,7 @@ def test_tensorrt_for_rtx_is_not_advised_where_it_does_not_run() -> None:
     assert found.keys() == {
         "driver",
         "gpu 0",
-        "cuda-bindings",
+        "cuda-python",
         "tensorrt",
         "onnxruntime providers",
         "attention kernels",
@@ -158,7 +158,7 @@ def test_what_is_installed_is_loaded(wheel: Wheel, monkeypatch: pytest.MonkeyPat
     assert facts["tensorrt-rtx"] == ("note", "libtensorrt_rtx.so.1: cannot open")
     assert found["tensorrt-rtx"].remedy == "pip install --force-reinstall tensorrt-rtx"
     assert facts["onnxruntime-ep-nv-tensorrt-rtx"] == ("ok", "0.5.0")
-    assert facts["cuda-bindings"] == ("ok", "13.5.0")
+    assert facts["cuda-python"] == ("ok", "13.5.0")
     assert facts["attention kernels"][0] == "note"
 
 
@@ -174,7 +174,7 @@ def test_a_driver_that_is_too_old_for_cuda_python(monkeypatch: pytest.MonkeyPatc
         raise ProviderUnavailable("no device", cause="cudaErrorInsufficientDriver: too old", remedy="nvidia-smi")
 
     monkeypatch.setattr(doctor_gpu.runtime, "require", refuse)
-    finding = by_subject(examine_gpus(HERE))["cuda-bindings"]
+    finding = by_subject(examine_gpus(HERE))["cuda-python"]
     assert (finding.state, finding.fact) == ("note", "cudaErrorInsufficientDriver: too old")
 
 

@@ -49,6 +49,13 @@ def all_same(one: list[Annotation], other: list[Annotation]) -> bool:
     )
 
 
+@pytest.mark.parametrize(("options", "name"), [({"device": "tensort"}, "tensorrt"), ({"precision": "half"}, "fp16")])
+def test_a_device_or_precision_that_there_is_not(options: dict[str, str], name: str) -> None:
+    with pytest.raises(UsageError) as found:
+        FaceSDK(**options)  # type: ignore[arg-type]
+    assert name in found.value.remedy
+
+
 # -- one picture ----------------------------------------------------------------------------------------------
 
 

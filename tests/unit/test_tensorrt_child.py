@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from facesdk.errors import EngineError, UnsupportedOperator
+from facesdk.errors import EngineError, OutputError, UnsupportedOperator
 from facesdk_engines.tensorrt import child
 from facesdk_engines.tensorrt.build import Built, Request
 from facesdk_engines.tensorrt.child import LADDER, build_in_child
@@ -61,6 +62,10 @@ def refuse(request: Request, on_progress: OnProgress) -> Built:
 
 def stumble(request: Request, on_progress: OnProgress) -> Built:
     raise KeyError("of the library")
+
+
+def fill_the_disc(request: Request, on_progress: OnProgress) -> Built:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def pause(request: Request, on_progress: OnProgress) -> Built:
@@ -128,6 +133,12 @@ def test_errors_keep_their_kind_and_words(tmp_path: Path) -> None:
 def test_errors_of_the_library_are_told(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="KeyError: 'of the library'"):
         build_in_child(request(tmp_path), nothing, stumble)
+
+
+def test_a_full_disc_is_no_fault_of_the_builder(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="No space left") as caught:
+        build_in_child(request(tmp_path), nothing, fill_the_disc)
+    assert "-o FOLDER" in caught.value.remedy
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no signals on Windows")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -207,9 +209,9 @@ def test_a_file_of_profiles_speaks_for_the_engines_it_names(
     made = {plan.key.engine: plan.key for plan in plans.build_plans(bundle, BuildOptions(), profiles=own)}
     assert {name: key.profile["x"][1] for name, key in made.items()} == {"text": [5, 3], "other": [2, 3]}
     assert [name for name, key in made.items() if "--profiles" in key.command] == ["text"]
-    own.write_text("[profiles.txet]\nx = [[5, 3], [5, 3], [5, 3]]\n")
+    own.write_text("[profiles.other]\nx = [[5, 3], [5, 3], [5, 3]]\n")
     with pytest.raises(UsageError, match="says nothing of the engines"):
-        plans.build_plans(bundle, BuildOptions(), profiles=own)
+        plans.build_plans(bundle, BuildOptions(), profiles=own, engines=["text"])
 
 
 def test_an_interrupted_build_leaves_what_was_there(
@@ -282,6 +284,57 @@ def test_options_as_the_command_takes_them() -> None:
     assert dataclasses.asdict(BuildOptions()) == {
         name: value for name, value in vars(parser.parse_args(["bundle"])).items() if name in vars(options)
     }
+
+
+def test_a_typo_in_the_profiles(make_bundle: MakeBundle, built: list[Request], tmp_path: Path) -> None:
+    (tmp_path / "sizes.toml").write_text("[profiles.step]\nn = [1, 1, 1]\n[profiles.txet]\nn = [1, 1, 1]\n")
+    with pytest.raises(UsageError, match="profiles of txet, which demo has not") as caught:
+        plans.build_plans(make_bundle(ENGINES), BuildOptions(), profiles=tmp_path / "sizes.toml")
+    assert caught.value.remedy == "choose of: step, text, mapping"
+    assert not built
+
+
+def test_the_command_of_a_folder_with_a_space(make_bundle: MakeBundle, built: list[Request], tmp_path: Path) -> None:
+    (plan,) = plans.build_plans(make_bundle(ENGINES), BuildOptions(), engines=["text"], folder=tmp_path / "my plans")
+    assert shlex.split(plan.key.command)[-1] == str(tmp_path / "my plans")
+
+
+def test_stripping_without_a_gpu(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "require", lambda device, what: None)
+    monkeypatch.setattr(gpu, "driver", lambda: None)
+    error = refused(ProviderUnavailable, str(make_bundle(ENGINES).folder), "--strip")
+    assert error.remedy.endswith("leave --refit and --strip out")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_is_gone_when_the_line_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    bar = cli_build._Bar()
+    bar.show("step", 0.1, "parsing")
+    time.sleep(1.1)  # short builds show none
+    bar.show("step", 0.83, "choosing")
+    assert "step:  83%" in terminal.getvalue()
+    assert "choosing" in terminal.getvalue()
+    bar.close()
+    *_, wiped, end = terminal.getvalue().split("\r")
+    assert (wiped.strip(), end) == ("", "")
+    bar.close()
+
+
+@pytest.mark.usefixtures("built")
+def test_a_line_says_that_a_precision_is_missing(make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = make_bundle(ENGINES)
+    for words in ("layers", "is still right"):
+        verb(str(bundle.folder), "--precision", "fp16")
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.endswith(", fp32: it has no fp16 form") for line in lines] == [".fp32." in line for line in lines]
+        assert any(".fp32." in line for line in lines)
+        assert all(words in line for line in lines)
 
 
 # -- what is missing here -----------------------------------------------------------------------------------------

@@ -206,6 +206,23 @@ def test_plans_of_other_folders(sized: Bundle, tmp_path: Path) -> None:
         export_repository(sized, tmp_path / "more", plans=folders)
 
 
+def test_plans_that_were_asked_for_and_are_not_there(sized: Bundle, tmp_path: Path) -> None:
+    """ONNX Runtime is not taken in silence."""
+    (tmp_path / "empty").mkdir()
+    add_plan(sized, "generator")  # in fp32, and beside the bundle
+    half = RepositoryOptions(precision="fp16")
+    for folder, options, words in (
+        (tmp_path / "nowhere", None, "there is no folder"),
+        (tmp_path / "empty", None, "no plan of TensorRT for vec2face-tiny in fp32"),
+        (sized.folder, ON_CPU, "do not run on the processor"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            export_repository(sized, tmp_path / "models", options, plans=[folder])
+    assert not (tmp_path / "models").exists()
+    models = export_repository(sized, tmp_path / "models", half, plans=[sized.folder]).models
+    assert {model.precision for model in models} == {"fp32"}  # none has an fp16 form, and what is served says so
+
+
 def test_the_processor_needs_no_plans(sized: Bundle, tmp_path: Path) -> None:
     add_plan(sized, "generator")
     assert not any(model.plans for model in export_repository(sized, tmp_path / "models", ON_CPU).models)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import multiprocessing
 import signal
@@ -22,6 +23,8 @@ LADDER = ((2000, 2), (500, 0))
 #: seconds of silence after which the last progress is told again: one phase can take most of a build
 _TICK = 1.0
 
+#: a full disc, a file beyond a limit, a quota
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _NO_MEMORY = "close other programs, narrow [profiles.*] in bundle.toml, or build on a machine with more memory"
 _CRASHED = "write the engine in another form, [engines.<name>] tensorrt = FILE: the builder crashes on this one"
 
@@ -129,5 +132,13 @@ def _child(connection: Connection, request: Request, work: Build) -> None:
     except FaceSDKError as error:
         tell(("error", type(error).__name__, error.as_dict()))
     except Exception as error:  # of a library; its type and words are all that can be passed on
-        facts = {"fact": f"building {request.onnx.name} failed", "cause": f"{type(error).__name__}: {error}"}
-        tell(("error", "EngineError", {**facts, "remedy": "report it, with the ONNX file"}))
+        tell(("error", *_words(error, request)))
+
+
+def _words(error: Exception, request: Request) -> tuple[str, dict[str, str]]:
+    """Which of our errors another one is, and its facts."""
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        fact, cause = f"{request.plan.name} cannot be written", error.strerror or str(error)
+        return "OutputError", {"fact": fact, "cause": cause, "remedy": "choose a folder with more room: -o FOLDER"}
+    fact, cause = f"building {request.onnx.name} failed", f"{type(error).__name__}: {error}"
+    return "EngineError", {"fact": fact, "cause": cause, "remedy": "report it, with the ONNX file"}

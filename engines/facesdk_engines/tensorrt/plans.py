@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from facesdk.plans.key import Here, Key, check, files_of, read_key, side_car, wr
 from facesdk.plans.library import MODULES, require, version
 from facesdk.plans.names import plan_name
 from facesdk.plans.plugin import kernel_for, plugin_library
-from facesdk.plans.profiles import Profile, profile, said
+from facesdk.plans.profiles import Profile, named, profile, said
 
 from .build import Built, Request
 from .child import build_in_child
@@ -79,6 +80,11 @@ def build_plans(
     folder = folder or bundle.folder
     chosen = _chosen(bundle, options, engines)
     jobs = [_job(bundle, name, options, folder, profiles, gpu) for name, options in chosen.items()]
+    if profiles and (unknown := named(profiles) - set(bundle.engine_names)):
+        raise UsageError(
+            f"{profiles} has profiles of {', '.join(sorted(unknown))}, which {bundle.name} has not",
+            remedy=f"choose of: {', '.join(bundle.engine_names)}",
+        )
     if profiles and not any(said(profiles, name) for name in chosen):
         raise UsageError(
             f"{profiles} says nothing of the engines that are built",
@@ -99,6 +105,8 @@ def builds_on(options: BuildOptions) -> Gpu | None:
     require(options.device, "building for")
     if options.device == "tensorrt-rtx" and not (options.refit or options.strip):
         return None
+    if options.device == "tensorrt-rtx":
+        return first_gpu("without a GPU, leave --refit and --strip out")
     return first_gpu("without a GPU, plans for RTX GPUs are built with: --device tensorrt-rtx")
 
 
@@ -134,9 +142,9 @@ def _job(
     inputs, card = Graph.read(onnx).inputs, Card.read(onnx)
     own = said(profiles, engine) if profiles else {}
     shapes = profile(engine, inputs, own or said(bundle.folder, engine), card.example_shapes)
-    command = f"facesdk build {bundle.folder} --engine {engine} {options.arguments()}"
-    command += f" --profiles {profiles}" if own else ""
-    command += f" -o {folder}" if folder != bundle.folder else ""
+    command = f"facesdk build {shlex.quote(str(bundle.folder))} --engine {engine} {options.arguments()}"
+    command += f" --profiles {shlex.quote(str(profiles))}" if own else ""
+    command += f" -o {shlex.quote(str(folder))}" if folder != bundle.folder else ""
     capability = gpu.capability if gpu else ""
     plan = folder / plan_name(
         engine, options.device, options.precision, capability=capability, hardware=options.hardware

@@ -42,6 +42,7 @@ class Model:
 
     name: str
     engine: str
+    precision: str
     onnx: Path
     files: Mapping[str, str]
     plans: tuple[Plan, ...]

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from facesdk.backends import Source
 from facesdk.bundle import MANIFEST, Bundle
 from facesdk.card import Card
 from facesdk.engine import Precision
-from facesdk.errors import BundleError, FaceSDKError, OutputError, one_of
+from facesdk.errors import BundleError, FaceSDKError, OutputError, UsageError, one_of
 from facesdk.files import write_bytes, write_text
 from facesdk.graph import Graph
 from facesdk.plans.key import files_of
@@ -83,9 +84,12 @@ def export_repository(
             raise one_of("engine", name, bundle.engine_names)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} is not an empty folder", remedy="choose a new one, or empty it")
+    _check_plans(plans, options)
     bundles = [bundle] if annotation is None or annotation.name == bundle.name else [bundle, annotation]
     models = {one.name: _models(one, options, engines if one is bundle else (), plans) for one in bundles}
     every = tuple(model for several in models.values() for model in several)
+    if plans and not any(model.plans or model.note for model in every):
+        raise _no_plans(bundle, plans, options)
     check_versions([plan for model in every for plan in model.plans])
     joined = None if engines else pipeline(bundle, photos=len(bundles) > 1)
     with _new_folder(folder) as scratch:
@@ -115,7 +119,37 @@ def _model(bundle: Bundle, engine: str, options: RepositoryOptions, folders: Seq
     shapes = _profile(bundle, engine, onnx)
     rows = most_rows(plans, shapes) if batched(Graph.read(onnx)) else 0
     batch = rows if rows > 1 else 0
-    return Model(f"{bundle.name}_{engine}", engine, onnx, files_of(onnx, bundle.files), plans, note, batch, shapes)
+    files = files_of(onnx, bundle.files)
+    return Model(f"{bundle.name}_{engine}", engine, precision, onnx, files, plans, note, batch, shapes)
+
+
+def _check_plans(folders: Sequence[Path], options: RepositoryOptions) -> None:
+    """Raise UsageError for folders of plans that were named and cannot be used."""
+    if folders and options.cpu:
+        raise UsageError("plans do not run on the processor", remedy="leave --plans out, or --cpu")
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"there is no folder {folder}, where --plans looks for plans", remedy="check the path")
+
+
+def _no_plans(bundle: Bundle, folders: Sequence[Path], options: RepositoryOptions) -> UsageError:
+    words = [
+        "facesdk",
+        "build",
+        bundle.folder,
+        "--device",
+        "tensorrt",
+        "--precision",
+        options.precision,
+        "-o",
+        folders[0],
+    ]
+    command = shlex.join(map(str, words))
+    return UsageError(
+        f"no plan of TensorRT for {bundle.name} in {options.precision} lies in {', '.join(map(str, folders))}",
+        cause="engines without a plan are served by ONNX Runtime, but plans were asked for",
+        remedy=f"on a GPU of the server's kind: {command}; or leave --plans out",
+    )
 
 
 def _profile(bundle: Bundle, engine: str, onnx: Path) -> Profile:

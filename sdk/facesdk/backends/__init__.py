@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
 
 from ..card import Card
-from ..engine import Backend, Device, Precision
-from ..errors import ModelNotFound, ProviderUnavailable, UsageError, one_of
+from ..engine import Backend, Device, Precision, check_place
+from ..errors import ModelNotFound, ProviderUnavailable, UsageError
 
 #: devices that run plans
 PLANNED = ("tensorrt", "tensorrt-rtx")
@@ -55,9 +54,7 @@ class Source:
 
 def open_backend(source: Source, card: Card, device: Device) -> tuple[Backend, str]:
     """The backend for `device`, and why it was taken."""
-    for what, value, kind in (("device", device, Device), ("precision", source.precision, Precision)):
-        if value not in get_args(kind):
-            raise one_of(what, value, get_args(kind))
+    check_place(device, source.precision)
     if source.precision == "bf16" and device != "openvino":
         raise UsageError(
             f"precision bf16 does not run on device {device}",

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,14 +44,15 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
     results = list(_measured(jobs, quiet=options.json))
     done = [line for result in results if isinstance(result, Measurement) for line in result.lines()]
     failed = [(job, result) for job, result in zip(jobs, results, strict=True) if isinstance(result, FaceSDKError)]
-    if not done:
+    complaints = list(_complaints(failed))
+    if not done and len(complaints) == 1:
         raise failed[0][1]
-    if options.csv:
+    if done and options.csv:
         write_text(options.csv, as_csv(done))
-    if not options.json:
+    if done and not options.json:
         print(as_text(done, jobs[0].limits))
-    for job, error in failed:
-        print(f"facesdk bench: {job.name} on {job.device} {job.precision}: {error}", file=sys.stderr)
+    for complaint in complaints:
+        print(f"facesdk bench: {complaint}", file=sys.stderr)
     document = {
         "limits": dataclasses.asdict(jobs[0].limits),
         "seed": SEED,
@@ -60,6 +61,16 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
         "errors": [{"engine": job.name, "device": job.device, **error.as_dict()} for job, error in failed],
     }
     return document, failed[0][1].exit_code if failed else 0
+
+
+def _complaints(failed: Iterable[tuple[Job, FaceSDKError]]) -> Iterator[str]:
+    """What went wrong; what holds for several engines of a device and precision is said once."""
+    alike: dict[tuple[str, ...], list[tuple[Job, FaceSDKError]]] = {}
+    for job, error in failed:
+        alike.setdefault((job.device, job.precision, error.code, error.cause, error.remedy), []).append((job, error))
+    for (job, error), *others in alike.values():
+        more = f" and {len(others)} more" if others else ""
+        yield f"{job.name}{more} on {job.device} {job.precision}: {error}"
 
 
 def _jobs(options: argparse.Namespace) -> list[Job]:

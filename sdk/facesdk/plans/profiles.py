@@ -39,13 +39,26 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
 def said(path: Path, engine: str) -> Mapping[str, Any]:
     """The table `[profiles.<engine>]` of a TOML file, empty where it has none; raises BundleError."""
     path = path / MANIFEST if path.is_dir() else path
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get("profiles", {}).get(engine, {})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, AttributeError) as error:
-        raise BundleError(f"{path} cannot be read", cause=str(error), remedy="check the file") from error
+    table = _tables(path).get(engine, {})
     if not isinstance(table, dict):
         raise BundleError(f"{path}: profiles.{engine} is no table", remedy=_of_axis(engine, "batch"))
     return table
+
+
+def named(path: Path) -> set[str]:
+    """The engines that a TOML file has tables of; raises BundleError."""
+    return set(_tables(path))
+
+
+def _tables(path: Path) -> Mapping[str, Any]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("profiles", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        cause = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise BundleError(f"{path} cannot be read", cause=cause, remedy="check the file") from error
+    if not isinstance(tables, dict):
+        raise BundleError(f"{path}: profiles is no table", remedy=_of_axis("NAME", "batch"))
+    return tables
 
 
 def profile(engine: str, inputs: Sequence[Value], table: Mapping[str, Any], examples: Mapping[str, Shape]) -> Profile:
