@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import logging
-import shutil
-import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from facesdk.errors import FaceSDKError, OutputError, UsageError
-from facesdk.files import sha256
+from facesdk.errors import UsageError
+from facesdk.files import atomic_folder, check_empty, sha256
 from facesdk.verify import Deviation
 from facesdk_engines.precision import derive_fp16
 from facesdk_engines.writing import write_manifest
@@ -65,14 +62,13 @@ def export(
     """
     name = system.system if isinstance(system, Recipe) else system
     recipe = system if isinstance(system, Recipe) else _recipe(system)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is not an empty folder", remedy="choose a new one, or empty it")
+    check_empty(folder)
     sources = _sources(name, recipe, {"checkpoint": files} if isinstance(files, Path) else files)
     read = {key: recipe.readers.get(key, read_checkpoint)(source.path) for key, source in sources.items()}
     parts = recipe.parts(**read)
     engines = {key: part for key, part in parts.items() if isinstance(part, Part)}
     made = [_with_card(part, engine, recipe, f"{name} {VERSION}", sources) for engine, part in engines.items()]
-    with _new_folder(folder) as scratch:
+    with atomic_folder(folder) as scratch:
         for file, content in parts.items():
             if isinstance(content, bytes):
                 (scratch / file).write_bytes(content)
@@ -195,25 +191,3 @@ def _constants(recipe: Recipe, parts: Collection[Part]) -> dict[str, Mapping[str
     for part in parts:
         tables |= part.constants
     return tables
-
-
-@contextlib.contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside `folder` that becomes it when the block ends well, and vanishes otherwise."""
-    scratch = folder.absolute().with_name(f".{uuid.uuid4().hex[:12]}")
-    try:
-        scratch.mkdir(parents=True)
-        yield scratch
-        if folder.exists():
-            folder.rmdir()  # empty
-        scratch.rename(folder)
-    except FaceSDKError:
-        raise
-    except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be written",
-            cause=error.strerror or str(error),
-            remedy="choose a place that you may write to, with room for the bundle",
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,37 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_empty(folder: Path) -> None:
+    """Raise OutputError for a folder that holds something, or a file."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} is not an empty folder", remedy="choose a new one, or empty it")
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside `folder`, new or empty, that becomes it when the block ends well, and vanishes otherwise.
+
+    Raises OutputError where it cannot be made or written.
+    """
+    scratch = folder.absolute().with_name(f".{uuid.uuid4().hex[:12]}")
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch
+        if folder.exists():
+            folder.rmdir()  # empty
+        scratch.rename(folder)
+    except FaceSDKError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be written",
+            cause=error.strerror or str(error),
+            remedy="choose a place that you may write to, with room for the engines",
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -8,8 +8,7 @@ import json
 import os
 import shlex
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from facesdk.backends import Source
 from facesdk.bundle import MANIFEST, Bundle
 from facesdk.card import Card
 from facesdk.engine import Precision
-from facesdk.errors import BundleError, FaceSDKError, OutputError, UsageError, one_of
-from facesdk.files import write_bytes, write_text
+from facesdk.errors import BundleError, UsageError, one_of
+from facesdk.files import atomic_folder, check_empty, write_bytes, write_text
 from facesdk.graph import Graph
 from facesdk.plans.key import files_of
 from facesdk.plans.profiles import Profile, profile, said
@@ -82,8 +81,7 @@ def export_repository(
     for name in engines:
         if name not in bundle.engine_names:
             raise one_of("engine", name, bundle.engine_names)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is not an empty folder", remedy="choose a new one, or empty it")
+    check_empty(folder)
     _check_plans(plans, options)
     bundles = [bundle] if annotation is None or annotation.name == bundle.name else [bundle, annotation]
     models = {one.name: _models(one, options, engines if one is bundle else (), plans) for one in bundles}
@@ -92,7 +90,7 @@ def export_repository(
         raise _no_plans(bundle, plans, options)
     check_versions([plan for model in every for plan in model.plans])
     joined = None if engines else pipeline(bundle, photos=len(bundles) > 1)
-    with _new_folder(folder) as scratch:
+    with atomic_folder(folder) as scratch:
         for model in every:
             _write_model(scratch / model.name, model, options)
         if joined is not None:
@@ -225,25 +223,3 @@ def _bring(source: Path, target: Path, options: RepositoryOptions) -> None:
             os.link(source.resolve(), target)
             return
     shutil.copyfile(source, target)
-
-
-@contextlib.contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside `folder` that becomes it when the block ends well, and vanishes otherwise."""
-    scratch = folder.absolute().with_name(f".{uuid.uuid4().hex[:12]}")
-    try:
-        scratch.mkdir(parents=True)
-        yield scratch
-        if folder.exists():
-            folder.rmdir()  # empty
-        scratch.rename(folder)
-    except FaceSDKError:
-        raise
-    except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be written",
-            cause=error.strerror or str(error),
-            remedy="choose a place that you may write to, with room for the engines",
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
