@@ -22,10 +22,8 @@ from .plans import library
 from .plans.key import Here, Key, check, read_key
 
 _TOPIC = "gpu"
-_PROVIDER = "onnxruntime-ep-nv-tensorrt-rtx"
 #: what a package is installed as, where that has another name: cuda-python only requires cuda-bindings
 _INSTALLED = {"cuda-python": "cuda-bindings"}
-_PROVIDER_MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 
 
 def off(driver: Driver | None) -> tuple[str, str] | None:
@@ -46,7 +44,7 @@ def examine_gpus(driver: Driver | None) -> Iterator[Finding]:
         for index, gpu in enumerate(driver.gpus):
             fact = f"{gpu.name}, compute capability {gpu.capability}, {gpu.memory_mb / 1e3:.1f} GB"
             yield Finding(_TOPIC, f"gpu {index}", "ok", fact)
-    for name in ("tensorrt", "tensorrt-rtx", _PROVIDER):
+    for name in ("tensorrt", "tensorrt-rtx", library.PLUGIN):
         yield from _conflict(name)
     yield from _stack(driver.gpus[0]) if driver and driver.gpus else _idle()
 
@@ -60,7 +58,7 @@ def _conflict(name: str) -> Iterator[Finding]:
 
 
 def _idle() -> Iterator[Finding]:
-    for name in ("cuda-python", "tensorrt", "tensorrt-rtx", _PROVIDER):
+    for name in ("cuda-python", "tensorrt", "tensorrt-rtx", library.PLUGIN):
         if version := _installed(name):
             yield Finding(_TOPIC, name, "ok", f"{version}, not tried without a GPU")
 
@@ -70,7 +68,7 @@ def _stack(gpu: Gpu) -> Iterator[Finding]:
     for device in _devices(gpu):
         yield _tried(device, functools.partial(_load, device))
     if "tensorrt-rtx" in _devices(gpu):
-        yield _tried(_PROVIDER, _find_provider)
+        yield _tried(library.PLUGIN, _find_provider)
     yield _tried("onnxruntime providers", _providers)
     yield _tried("attention kernels", lambda: str(kernels.load().path))
 
@@ -97,8 +95,8 @@ def _load(device: str) -> str:
 
 
 def _find_provider() -> None:
-    if importlib.util.find_spec(_PROVIDER_MODULE) is None:
-        raise MissingDependency("the plugin provider is not installed", remedy=f"pip install {_PROVIDER}-cu13")
+    if importlib.util.find_spec(library.PLUGIN_MODULE) is None:
+        raise MissingDependency("the plugin provider is not installed", remedy=library.PLUGIN_INSTALL)
 
 
 def _providers() -> str:

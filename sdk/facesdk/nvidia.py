@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import sys
 from typing import Any
 
@@ -50,7 +51,7 @@ def driver() -> Driver | None:
     error = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
     gpus = () if error else tuple(_gpu(cuda, index) for index in range(count.value))
     # as cuda.h has it: 1000 * major + 10 * minor
-    return Driver(_version(), f"{number.value // 1000}.{number.value % 1000 // 10}", gpus, error)
+    return Driver(_version(_NVML), f"{number.value // 1000}.{number.value % 1000 // 10}", gpus, error)
 
 
 def _gpu(cuda: Any, index: int) -> Gpu:
@@ -68,10 +69,11 @@ def _attribute(cuda: Any, attribute: int, device: ctypes.c_int) -> int:
     return number.value
 
 
-def _version() -> str:
+@functools.cache  # to start and end the library again and again takes long where the driver is not persistent
+def _version(library: str) -> str:
     """The driver's own version; CUDA does not tell it."""
     try:
-        nvml = ctypes.CDLL(_NVML)
+        nvml = ctypes.CDLL(library)
     except OSError:
         return ""
     text = ctypes.create_string_buffer(_TEXT_BYTES)

@@ -59,7 +59,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     here = doctor_gpu.importlib.util.find_spec
     monkeypatch.setattr(
         doctor_gpu.library.importlib.util, "find_spec",
-        lambda name: None if name in ("tensorrt", "tensorrt_rtx", doctor_gpu._PROVIDER_MODULE) else here(name),
+        lambda name: None if name in ("tensorrt", "tensorrt_rtx", doctor_gpu.library.PLUGIN_MODULE) else here(name),
     )  # fmt: skip
     monkeypatch.setenv("FACESDK_KERNELS", str(tmp_path / "nowhere"))
 

@@ -26,6 +26,7 @@ from facesdk.errors import (
     FaceSDKError,
     MissingDependency,
     ModelNotFound,
+    OutOfMemory,
     ProviderUnavailable,
     UsageError,
 )  # fmt: skip
@@ -395,6 +396,21 @@ def test_auto_without_a_plan_takes_cuda_and_says_what_lacks(
         else "auto: CUDA is here; step has no plan for tensorrt in fp32; device 'tensorrt-rtx' cannot be used here",
     )
     assert "no plan for tensorrt in fp16" in opened(bundle, precision="fp16")[1]
+
+
+def test_auto_goes_on_where_the_gpu_is_full(half: Any, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from facesdk.backends import onnxruntime
+
+    def full(path: Path, device: str, threads: int | None) -> Any:
+        if device == "cuda":
+            raise OutOfMemory("the GPU has no room for 12.0 MB")
+        return here(path, device, threads)
+
+    here = onnxruntime.OnnxRuntime
+    monkeypatch.setattr(onnxruntime, "OnnxRuntime", full)
+    device, reason = opened(bundle)
+    assert device in ("cpu", "openvino")
+    assert "the GPU has no room for 12.0 MB" in reason
 
 
 def test_auto_does_not_take_the_plugin(plugin: None, bundle: Bundle) -> None:

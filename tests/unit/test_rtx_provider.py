@@ -15,11 +15,12 @@ import pytest
 
 from facesdk.backends import rtx_provider
 from facesdk.backends.onnxruntime import OnnxRuntime
-from facesdk.backends.rtx_provider import MODULE, PROVIDER, RtxProvider, profile_options
+from facesdk.backends.rtx_provider import PROVIDER, RtxProvider, profile_options
 from facesdk.cuda.memory import DeviceArray
 from facesdk.errors import MissingDependency, ProviderUnavailable
 from facesdk.nvidia import driver
 from facesdk.plans.gpu import Gpu
+from facesdk.plans.library import PLUGIN_MODULE
 from tests.cuda_fake import FakeCuda
 from tests.ort_fake import FakeOrt
 
@@ -36,10 +37,10 @@ def step(save_graph):
 @pytest.fixture
 def plugin(monkeypatch):
     """The plugin's package, whose library lies nowhere."""
-    module = types.ModuleType(MODULE)
+    module = types.ModuleType(PLUGIN_MODULE)
     module.get_ep_name = lambda: PROVIDER
     module.get_library_path = lambda: "libonnxruntime_providers_nv_tensorrt_rtx.so"
-    monkeypatch.setitem(sys.modules, MODULE, module)
+    monkeypatch.setitem(sys.modules, PLUGIN_MODULE, module)
 
 
 def test_a_scan_and_a_call_run_as_on_the_processor(step, plugin, monkeypatch):
@@ -177,14 +178,14 @@ def test_an_onnxruntime_without_plugins_is_to_be_upgraded(step, plugin, monkeypa
     assert "onnxruntime>=1.24" in caught.value.remedy
 
 
-@pytest.mark.skipif(importlib.util.find_spec(MODULE) is not None, reason="the plugin is installed")
+@pytest.mark.skipif(importlib.util.find_spec(PLUGIN_MODULE) is not None, reason="the plugin is installed")
 def test_without_the_package_its_name_is_said(step):
-    with pytest.raises(MissingDependency, match=MODULE) as caught:
+    with pytest.raises(MissingDependency, match=PLUGIN_MODULE) as caught:
         RtxProvider(step, PROFILE, None)
     assert caught.value.remedy == "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13"
 
 
-@pytest.mark.skipif(importlib.util.find_spec(MODULE) is None, reason=f"{MODULE} is not installed")
+@pytest.mark.skipif(importlib.util.find_spec(PLUGIN_MODULE) is None, reason=f"{PLUGIN_MODULE} is not installed")
 @pytest.mark.skipif(driver() is not None, reason="there is a driver")
 def test_the_real_plugin_says_at_once_that_there_is_no_driver(step):
     start = time.perf_counter()

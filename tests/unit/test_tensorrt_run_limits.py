@@ -13,12 +13,13 @@ import pytest
 
 from facesdk.annotation.annotator import Annotator
 from facesdk.annotation.region import Region
-from facesdk.backends.rtx_provider import MODULE, PROVIDER, RtxProvider
+from facesdk.backends.rtx_provider import PROVIDER, RtxProvider
 from facesdk.bundle import Bundle
 from facesdk.diffusion.generate import generate
 from facesdk.diffusion.networks import DiffusionNetworks
 from facesdk.diffusion.options import GenerateOptions
 from facesdk.engine import Engine
+from facesdk.plans.library import PLUGIN_MODULE
 from tests import engine_calls
 from tests import trt_execution as execution
 from tests.ort_fake import FakeOrt
@@ -48,9 +49,9 @@ def test_a_plan_says_its_largest_sizes(
 
 
 def test_without_a_plan_the_profile_says_them(monkeypatch: pytest.MonkeyPatch, save_graph: Any) -> None:
-    plugin = types.ModuleType(MODULE)
+    plugin = types.ModuleType(PLUGIN_MODULE)
     plugin.__dict__.update(get_ep_name=lambda: PROVIDER, get_library_path=lambda: "plugin.so")
-    monkeypatch.setitem(sys.modules, MODULE, plugin)
+    monkeypatch.setitem(sys.modules, PLUGIN_MODULE, plugin)
     FakeOrt().install(monkeypatch)
     backend = RtxProvider(step_graph(save_graph), PROFILE, None)
     assert [tensor.largest for tensor in backend.inputs] == [(8, 4), (8, 4), None, None]

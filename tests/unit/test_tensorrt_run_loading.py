@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from facesdk.backends import tensorrt_plan
 from facesdk.backends.tensorrt import TensorRt
 from facesdk.cuda import runtime
 from facesdk.engine import Engine
@@ -189,3 +191,16 @@ def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch, graph: Path, tmp_p
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(MissingDependency, match="cuda-python"):
         TensorRt(plan, execution.key_of(plan), graph, "tensorrt")
+
+
+def test_an_input_of_another_rank_than_in_the_graph_keeps_the_plans_own() -> None:
+    """TensorRT may tell a number without axes as one axis of 1."""
+    enum = SimpleNamespace
+    trt = enum(TensorIOMode=enum(INPUT=0, OUTPUT=1), TensorLocation=enum(DEVICE=0))
+    engine = enum(
+        num_io_tensors=1, get_tensor_name=lambda index: "scale", get_tensor_dtype=lambda name: enum(name="FLOAT"),
+        get_tensor_location=lambda name: 0, get_tensor_shape=lambda name: (1,), get_tensor_mode=lambda name: 0,
+    )  # fmt: skip
+    graph = enum(inputs=[enum(name="scale", shape=())], outputs=[])
+    ((scale,), ()) = tensorrt_plan._tensors(trt, engine, Path("p.plan"), graph, enum(profile={}))  # type: ignore[arg-type]
+    assert scale.shape == (1,)

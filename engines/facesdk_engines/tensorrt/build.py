@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from facesdk.backends.tensorrt_words import OF_MEMORY
 from facesdk.errors import EngineError, EngineUnreadable, ProviderUnavailable, UnsupportedOperator
 from facesdk.files import sha256, write_bytes
 from facesdk.machine import peak_resident_mb
@@ -23,7 +24,6 @@ from .progress import OnProgress, monitor
 _HARDWARE = {"this": "NONE", "capability": "SAME_COMPUTE_CAPABILITY", "ampere": "AMPERE_PLUS"}
 # from TensorRT 10.10 on: a run takes the memory of its shapes, not that of the profile's largest
 _RESIZE = "RUNTIME_ACTIVATION_RESIZE_10_10"
-_OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "insufficient memory", "failed to allocate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +240,7 @@ def _unparsed(parser: Any, path: Path) -> Exception:
 
 def _unbuilt(path: Path, errors: list[str]) -> Exception:
     cause = " ".join(errors[-1].split()) if errors else "the builder gives no reason"
-    if any(words in text.lower() for text in errors for words in _OF_MEMORY):
+    if any(words in text.lower() for text in errors for words in OF_MEMORY):
         return MemoryError(cause)
     remedy = "give more --workspace-mb" if "workspace" in cause else "build with --level 2, or another profile"
     return EngineError(f"TensorRT cannot build {path.name}", cause=cause, remedy=remedy)

@@ -131,18 +131,8 @@ def _check_plans(folders: Sequence[Path], options: RepositoryOptions) -> None:
 
 
 def _no_plans(bundle: Bundle, folders: Sequence[Path], options: RepositoryOptions) -> UsageError:
-    words = [
-        "facesdk",
-        "build",
-        bundle.folder,
-        "--device",
-        "tensorrt",
-        "--precision",
-        options.precision,
-        "-o",
-        folders[0],
-    ]
-    command = shlex.join(map(str, words))
+    source, target = shlex.quote(str(bundle.folder)), shlex.quote(str(folders[0]))
+    command = f"facesdk build {source} --device tensorrt --precision {options.precision} -o {target}"
     return UsageError(
         f"no plan of TensorRT for {bundle.name} in {options.precision} lies in {', '.join(map(str, folders))}",
         cause="engines without a plan are served by ONNX Runtime, but plans were asked for",

@@ -12,7 +12,15 @@ import platform
 from ..bench import Limits, example_inputs, example_shapes, time_calls
 from ..card import Card
 from ..engine import Backend
-from ..errors import EngineError, FaceSDKError, MissingDependency, ModelNotFound, ProviderUnavailable, UsageError
+from ..errors import (
+    EngineError,
+    FaceSDKError,
+    MissingDependency,
+    ModelNotFound,
+    OutOfMemory,
+    ProviderUnavailable,
+    UsageError,
+)
 from ..machine import versions
 from ..plans import gpu
 from ..records import keep, recall
@@ -46,7 +54,7 @@ def _on_gpu(source: Source) -> tuple[Backend | None, str, list[str]]:
             return backend, f"a plan for {device} is here", lacks
     try:
         return open_named(source, "cuda"), "CUDA is here", lacks
-    except ProviderUnavailable as error:
+    except (ProviderUnavailable, OutOfMemory) as error:
         return None, "", [*lacks, error.fact]
 
 

@@ -10,12 +10,10 @@ from ..errors import BundleError, MissingDependency, ModelNotFound
 from ..graph import Graph
 from ..plans.find import Origin, find_plan, usable_gpu
 from ..plans.gpu import gpu_for
+from ..plans.library import PLUGIN_INSTALL, PLUGIN_MODULE
 from ..plans.profiles import Profile, profile, said
 from ..plans.verification import verify
 from . import Source
-
-#: the plugin of ONNX Runtime that compiles for RTX when an engine is opened, and its package
-_PROVIDER, _PROVIDER_INSTALL = "onnxruntime_ep_nv_tensorrt_rtx", "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13"
 
 
 def open_planned(source: Source, device: str) -> Backend:
@@ -23,7 +21,7 @@ def open_planned(source: Source, device: str) -> Backend:
 
     For "tensorrt-rtx", where there is no plan or nothing to run it with, ONNX Runtime's plugin if that is installed.
     """
-    plugin = device == "tensorrt-rtx" and importlib.util.find_spec(_PROVIDER) is not None
+    plugin = device == "tensorrt-rtx" and importlib.util.find_spec(PLUGIN_MODULE) is not None
     if plugin:
         gpu_for(device)  # without a GPU, that alone is said
     try:
@@ -33,7 +31,7 @@ def open_planned(source: Source, device: str) -> Backend:
             return _open_provider(source)
         if device != "tensorrt-rtx":
             raise
-        remedy = f"{error.remedy}; or, to run without a plan: {_PROVIDER_INSTALL}"
+        remedy = f"{error.remedy}; or, to run without a plan: {PLUGIN_INSTALL}"
         raise type(error)(error.fact, cause=error.cause, remedy=remedy) from error
 
 

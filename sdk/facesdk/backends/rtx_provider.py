@@ -17,14 +17,12 @@ import onnxruntime as ort
 from ..errors import EngineError, MissingDependency, ProviderUnavailable
 from ..home import home
 from ..machine import versions
+from ..plans import library
 from ..plans.gpu import first_gpu
 from .onnxruntime_open import open_session, session_options, warn_of_processor
 from .onnxruntime_session import SessionBackend
 
-MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 PROVIDER = "NvTensorRTRTXExecutionProvider"
-_DISTRIBUTION = "onnxruntime-ep-nv-tensorrt-rtx"
-_INSTALL = f"pip install {_DISTRIBUTION}-cu13"
 # option names and their meaning: tensorrt_rtx_provider_options.h of version 0.5.0, in the wheel
 _SIZES = ("nv_profile_min_shapes", "nv_profile_opt_shapes", "nv_profile_max_shapes")
 _registering = threading.Lock()
@@ -46,7 +44,7 @@ class RtxProvider(SessionBackend):
         device = _device(_plugin())
         options = {**profile_options(profile), **_cache_options(path)}
         session = _open(path, threads, device, options, graph)
-        version = versions([_DISTRIBUTION])[_DISTRIBUTION] or "of unknown version"
+        version = versions([library.PLUGIN])[library.PLUGIN] or "of unknown version"
         super().__init__(session, "tensorrt-rtx", f"ONNX Runtime {ort.__version__} {PROVIDER} {version}", memory="cuda")
         largest = {name: tuple(shapes[-1]) for name, shapes in profile.items()}
         self.inputs = tuple(dataclasses.replace(each, largest=largest.get(each.name)) for each in self.inputs)
@@ -72,12 +70,12 @@ def _plugin() -> Any:
             f"ONNX Runtime {ort.__version__} takes no plugins", "pip install --upgrade 'onnxruntime>=1.24'"
         )
     try:
-        return importlib.import_module(MODULE)
+        return importlib.import_module(library.PLUGIN_MODULE)
     except ImportError as error:
         raise MissingDependency(
-            f"device 'tensorrt-rtx' without a plan needs the Python package {MODULE}",
+            f"device 'tensorrt-rtx' without a plan needs the Python package {library.PLUGIN_MODULE}",
             cause=str(error),
-            remedy=_INSTALL,
+            remedy=library.PLUGIN_INSTALL,
         ) from error
 
 
@@ -106,8 +104,12 @@ def _register(plugin: Any) -> None:
         message = str(error).partition(" with error: ")[2] or str(error)
         if "already registered" in message:
             return
-        driver = any(library in message for library in ("libcuda.so", "libnvidia-ml.so", "nvcuda.dll", "nvml.dll"))
-        remedy = "install the driver of the GPU" if driver else _INSTALL.replace("install", "install --force-reinstall")
+        driver = any(part in message for part in ("libcuda.so", "libnvidia-ml.so", "nvcuda.dll", "nvml.dll"))
+        remedy = (
+            "install the driver of the GPU"
+            if driver
+            else library.PLUGIN_INSTALL.replace("install", "install --force-reinstall")
+        )
         raise _unavailable(message.strip(), remedy) from error
 
 
@@ -138,7 +140,8 @@ def _open_once(path: Path, threads: int | None, device: Any, options: dict[str, 
     session = open_session(path, wanted)
     if session.get_providers()[0] != PROVIDER:
         raise _unavailable(
-            f"ONNX Runtime fell back to {session.get_providers()[0]}; the reason is in its own warning", _INSTALL
+            f"ONNX Runtime fell back to {session.get_providers()[0]}; the reason is in its own warning",
+            library.PLUGIN_INSTALL,
         )
     warn_of_processor(path, session)
     return session

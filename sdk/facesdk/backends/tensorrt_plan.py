@@ -170,7 +170,8 @@ def _tensors(
                 remedy="export the engine with inputs and outputs of plain types that hold no shapes",
             )
         sizes = tuple(engine.get_tensor_shape(name))
-        names = named.get(name, (None,) * len(sizes))
+        names = named.get(name, ())
+        names = names if len(names) == len(sizes) else (None,) * len(sizes)
         shape = tuple(free if size < 0 else size for size, free in zip(sizes, names, strict=True))
         largest = tuple(key.profile[name][-1]) if name in key.profile else None
         found[engine.get_tensor_mode(name)].append(Tensor(name, shape, np.dtype(_DTYPES[kind.name]), largest))

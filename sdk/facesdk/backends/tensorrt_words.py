@@ -11,7 +11,8 @@ from ..errors import EngineError, FaceSDKError, OutOfMemory, ProviderUnavailable
 
 # as many as are kept: nobody reads more, and some errors come with every call
 _KEPT = 20
-_OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "insufficient memory", "failed to allocate")
+#: what TensorRT says where there is no memory left
+OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "insufficient memory", "failed to allocate")
 _NO_DRIVER = ("cudaerror 35:", "cudaerror 100:", "driver version is insufficient", "no cuda-capable device")
 
 
@@ -72,7 +73,7 @@ def failure(fact: str, words: deque[str], remedy: str, kind: type[EngineError] =
     said = [" ".join(text.split()) for text in words]
     words.clear()
     for signs, told, advice in (
-        (_OF_MEMORY, OutOfMemory, "close other engines and programs on the GPU: nvidia-smi"),
+        (OF_MEMORY, OutOfMemory, "close other engines and programs on the GPU: nvidia-smi"),
         (_NO_DRIVER, ProviderUnavailable, "install or update the GPU's driver: nvidia-smi"),
     ):
         if cause := next((text for text in said if any(sign in text.lower() for sign in signs)), ""):

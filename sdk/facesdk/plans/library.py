@@ -17,6 +17,12 @@ _INSTALL = {"tensorrt-rtx": "pip install tensorrt-rtx", "tensorrt": "pip install
 CAPABILITIES = {"tensorrt-rtx": ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")}
 
 
+#: ONNX Runtime's plugin that compiles for RTX when an engine is opened: distribution, module, and what installs it
+PLUGIN = "onnxruntime-ep-nv-tensorrt-rtx"
+PLUGIN_MODULE = PLUGIN.replace("-", "_")
+PLUGIN_INSTALL = f"pip install {PLUGIN}-cu13"
+
+
 def require(device: str, verb: str) -> None:
     """Raise MissingDependency where the library is not installed; nothing is loaded to find out.
 
